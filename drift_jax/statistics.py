@@ -1,0 +1,250 @@
+"""Evaluation numbers with honest intervals. Host side, numpy only.
+
+Every function takes [problem, sample] arrays, S samples to a problem, computes one number per
+problem and averages over problems. The interval is a cluster bootstrap: problems are resampled
+with all their samples, because samples of one problem are not independent.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# The reference draws the subsets of best@k, worst@k and maj@k from numpy's legacy generator, seeded
+# anew for every problem, so all problems share one table of indices.
+_TABLE_SEED = 42
+_TABLE_ROWS = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Estimate:
+    """A mean over problems and how far to trust it.
+
+    Attributes:
+      value: mean of `per_problem`.
+      low, high: ends of the bootstrap percentile interval of `value` over problems.
+      std: how much one draw scatters *within* a problem, averaged over problems; each function
+        says of what. It is not the standard error of `value`.
+      per_problem: the number of each problem. float64 [problem].
+    """
+
+    value: float
+    low: float
+    high: float
+    std: float
+    per_problem: np.ndarray
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def mean_at_k(
+    rewards: np.ndarray, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> Estimate:
+    """mean@k: the mean reward, k being the number of samples per problem.
+
+    Args:
+      rewards: [problem, sample].
+      confidence: coverage of the interval, between 0 and 1.
+      resamples: number of bootstrap resamples of the problems.
+      seed: seed of the bootstrap; equal seeds resample equal problems in every function.
+
+    Returns:
+      An `Estimate` whose `std` is the population standard deviation of a problem's samples.
+    """
+    rewards = _table("mean_at_k", rewards)
+    scatter = rewards.std(axis=1)
+    return _estimate(rewards.mean(axis=1), scatter, confidence, resamples, seed)
+
+
+def best_at_k(
+    rewards: np.ndarray,
+    k: int,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """best@k: the expected best reward of k samples, by the reference's seeded bootstrap.
+
+    Per problem, the mean of the maximum over 1,000 subsets of size k, drawn *with* replacement
+    from its samples. So best@16 of 16 samples is not pass@16: with one correct sample of 16 it is
+    about 1 - (15/16)^16 = 0.64. Where the correct samples stand matters a little, as the table of
+    indices is fixed.
+
+    Args:
+      rewards: [problem, sample].
+      k: size of a subset, from 1 to the number of samples.
+      confidence, resamples, seed: of the interval, as in `mean_at_k`.
+
+    Returns:
+      An `Estimate` whose `std` is the population standard deviation of the 1,000 maxima.
+    """
+    rewards = _table("best_at_k", rewards, k)
+    draws = rewards[:, _index_table(rewards.shape[1], k)].max(axis=2)
+    return _estimate(draws.mean(axis=1), draws.std(axis=1), confidence, resamples, seed)
+
+
+def worst_at_k(
+    rewards: np.ndarray,
+    k: int,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """worst@k: as `best_at_k`, with the minimum."""
+    rewards = _table("worst_at_k", rewards, k)
+    draws = rewards[:, _index_table(rewards.shape[1], k)].min(axis=2)
+    return _estimate(draws.mean(axis=1), draws.std(axis=1), confidence, resamples, seed)
+
+
+def majority_at_k(
+    predictions: Sequence[Sequence[str]] | np.ndarray,
+    rewards: np.ndarray,
+    k: int,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """maj@k: the expected reward of the most frequent prediction among k samples.
+
+    Over the same 1,000 subsets as `best_at_k`. The reward of a subset is that of its first sample
+    that carries the most frequent prediction; of equally frequent ones, the one met first counts.
+
+    Args:
+      predictions: what the grader read from each response. str [problem, sample].
+      rewards: [problem, sample].
+      k: size of a subset, from 1 to the number of samples.
+      confidence, resamples, seed: of the interval, as in `mean_at_k`.
+
+    Returns:
+      An `Estimate` whose `std` is the population standard deviation of the 1,000 rewards.
+    """
+    rewards = _table("majority_at_k", rewards, k)
+    votes = np.asarray(predictions, dtype=object)
+    if votes.shape != rewards.shape:
+        raise ValueError(
+            f"majority_at_k: predictions have shape {votes.shape}, rewards {rewards.shape};"
+            " pass one prediction per reward"
+        )
+    table = _index_table(rewards.shape[1], k)
+    draws = np.stack([_majority(*row, table) for row in zip(votes, rewards, strict=True)])
+    return _estimate(draws.mean(axis=1), draws.std(axis=1), confidence, resamples, seed)
+
+
+def pass_at_k(
+    correct: np.ndarray,
+    k: int,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """pass@k: the probability that at least one of k samples is correct, exact and unbiased.
+
+    With c of n samples correct, 1 - C(n - c, k) / C(n, k): the share of subsets of size k, drawn
+    *without* replacement, that hold a correct one.
+
+    Args:
+      correct: bool, or 0 and 1. [problem, sample].
+      k: size of a subset, from 1 to the number of samples.
+      confidence, resamples, seed: of the interval, as in `mean_at_k`.
+
+    Returns:
+      An `Estimate` whose `std` is the standard deviation of one subset's 0 or 1.
+    """
+    correct = _table("pass_at_k", correct, k)
+    if not np.all((correct == 0) | (correct == 1)):
+        other = correct[(correct != 0) & (correct != 1)][0]
+        raise ValueError(f"pass_at_k: got {other}; pass 0 and 1, such as rewards >= 0.5")
+    samples = correct.shape[1]
+    passed = np.array(
+        [1 - math.comb(samples - int(c), k) / math.comb(samples, k) for c in correct.sum(axis=1)]
+    )
+    return _estimate(passed, np.sqrt(passed * (1 - passed)), confidence, resamples, seed)
+
+
+def paired_difference(
+    rewards_a: np.ndarray,
+    rewards_b: np.ndarray,
+    *,
+    confidence: float = 0.95,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Estimate:
+    """Mean over problems of a - b, where row i of both is the same problem.
+
+    Pairing takes out how hard the problems are, so the interval is narrower than those of the two
+    means suggest. An interval without 0 is a difference beyond noise over problems; noise over
+    training seeds is another matter.
+
+    Args:
+      rewards_a, rewards_b: [problem, sample], with any numbers of samples; or [problem], values
+        per problem such as `Estimate.per_problem` of another statistic.
+      confidence, resamples, seed: of the interval, as in `mean_at_k`.
+
+    Returns:
+      An `Estimate` of the difference; its `std` is the population standard deviation of the
+      differences over problems.
+    """
+    a, b = (
+        _table("paired_difference", rewards).mean(axis=1)
+        for rewards in (_as_table(rewards_a), _as_table(rewards_b))
+    )
+    if len(a) != len(b):
+        raise ValueError(
+            f"paired_difference: got {len(a)} and {len(b)} problems; pass the same, in one order"
+        )
+    difference = a - b
+    scatter = np.full(len(difference), difference.std())
+    return _estimate(difference, scatter, confidence, resamples, seed)
+
+
+def _estimate(
+    per_problem: np.ndarray, scatter: np.ndarray, confidence: float, resamples: int, seed: int
+) -> Estimate:
+    """Mean over problems with its cluster-bootstrap interval."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; use a number between 0 and 1, such as 0.95")
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; use at least 1, better 1000")
+    rng, problems = np.random.default_rng(seed), len(per_problem)
+    means = [per_problem[rng.integers(problems, size=problems)].mean() for _ in range(resamples)]
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(
+        float(per_problem.mean()), float(low), float(high), float(scatter.mean()), per_problem
+    )
+
+
+def _majority(votes: np.ndarray, rewards: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Reward of the majority's first sample in each subset of one problem. [subset]."""
+    names = {vote: code for code, vote in enumerate(dict.fromkeys(votes))}
+    drawn = np.array([names[vote] for vote in votes])[table]  # [subset, k]
+    agreeing = (drawn[:, :, None] == drawn[:, None, :]).sum(axis=2)
+    first = agreeing.argmax(axis=1)  # the first of those with the most votes
+    return rewards[table[np.arange(len(table)), first]]
+
+
+def _index_table(samples: int, k: int) -> np.ndarray:
+    """The subsets of the reference's bootstrap, with replacement. int [1000, k]."""
+    return np.random.RandomState(_TABLE_SEED).choice(samples, size=(_TABLE_ROWS, k), replace=True)
+
+
+def _as_table(values: np.ndarray) -> np.ndarray:
+    values = np.asarray(values)
+    return values[:, None] if values.ndim == 1 else values
+
+
+def _table(name: str, values: np.ndarray, k: int | None = None) -> np.ndarray:
+    """The values as float64 [problem, sample], with k checked against the samples."""
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim != 2 or not table.size:
+        raise ValueError(f"{name}: got shape {table.shape}; pass a filled [problem, sample] array")
+    if k is not None and not 1 <= k <= table.shape[1]:
+        raise ValueError(f"{name}: k is {k}; use 1 to {table.shape[1]}, the samples per problem")
+    if not np.all(np.isfinite(table)):
+        raise ValueError(f"{name}: got {table[~np.isfinite(table)][0]}; pass finite numbers only")
+    return table

@@ -1,0 +1,1 @@
+"""Problems with verifiable answers, their order, and the prompts made from them."""

@@ -1,0 +1,82 @@
+"""Keys and values of past tokens, and the attention that reads them.
+
+One buffer a layer, never stacked: inside a `while_loop` XLA then updates each in place, where a
+stacked cache would be copied every step. The layouts (keys `[rows, kv_heads, head_dim, slots]`,
+values `[rows, kv_heads, slots, head_dim]`) make both products of a decoding step contiguous; they are
+a private detail of this module.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+
+@struct.dataclass
+class LayerCache:
+    """Keys and values of one layer."""
+
+    key: jax.Array  # [rows, kv_heads, head_dim, slots]
+    value: jax.Array  # [rows, kv_heads, slots, head_dim]
+
+
+def causal_mask(mask: jax.Array) -> jax.Array:
+    """Which keys each query may see: real tokens not after it, and always itself.
+
+    The diagonal is kept for padding too: a row of attention without any visible key has no softmax.
+
+    Args:
+      mask: which tokens are real. [batch, time] bool
+
+    Returns:
+      [batch, 1, query, key] bool.
+    """
+    time = mask.shape[-1]
+    causal = jnp.tril(jnp.ones((time, time), bool))
+    return ((causal & mask[:, None, :]) | jnp.eye(time, dtype=bool))[:, None]
+
+
+def from_prefill(key: jax.Array, value: jax.Array, *, copies: int, slots: int) -> LayerCache:
+    """A cache that begins with a prompt, the same for each of its rollouts.
+
+    Args:
+      key: keys of the prompts. [problem, time, kv_heads, head_dim]
+      value: values, same shape.
+      copies: rollouts a prompt; the rows of one problem are adjacent.
+      slots: length of the cache, at least the prompt's.
+
+    Returns:
+      A cache of problem * copies rows whose first `time` slots are filled.
+    """
+    room = [(0, 0), (0, slots - key.shape[1]), (0, 0), (0, 0)]
+    key, value = (jnp.repeat(jnp.pad(x, room), copies, axis=0) for x in (key, value))
+    return LayerCache(key=key.transpose(0, 2, 3, 1), value=value.transpose(0, 2, 1, 3))
+
+
+def append(cache: LayerCache, key: jax.Array, value: jax.Array, slot: jax.Array) -> LayerCache:
+    """Writes one token of every row at `slot`. key and value: [rows, kv_heads, head_dim]"""
+    key, value = key[:, :, :, None], value[:, :, None, :]
+    return LayerCache(
+        key=jax.lax.dynamic_update_slice_in_dim(cache.key, key, slot, axis=3),
+        value=jax.lax.dynamic_update_slice_in_dim(cache.value, value, slot, axis=2),
+    )
+
+
+def attend(cache: LayerCache, query: jax.Array, visible: jax.Array) -> jax.Array:
+    """Attention of one new token a row over its cache; softmax in float32.
+
+    Args:
+      cache: keys and values, the new token's included.
+      query: [rows, heads, head_dim]
+      visible: which slots hold a token of the row. [rows, slots] bool
+
+    Returns:
+      [rows, heads, head_dim].
+    """
+    rows, heads, head_dim = query.shape
+    kv_heads = cache.key.shape[1]
+    grouped = query.reshape(rows, kv_heads, heads // kv_heads, head_dim)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.matmul(grouped, cache.key, preferred_element_type=wide) * head_dim**-0.5
+    scores = jnp.where(visible[:, None, None, :], scores, jnp.finfo(wide).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+    return jnp.matmul(weights, cache.value).reshape(query.shape)

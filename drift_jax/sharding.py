@@ -1,0 +1,102 @@
+"""The device mesh, and the one table that maps logical axes to it.
+
+Everything else in the package names logical axes (`batch`, `embed`, `heads`, ...); only this module
+names the mesh axes: `data` (copies of the model), `fsdp` (shards of it, gathered a layer at a time) and
+`tensor` (shards of each matrix product).
+"""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("data", "fsdp"),
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "layer": None,
+}
+
+
+def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
+    """A mesh over all devices; one of the sizes may be -1, meaning "what is left".
+
+    Raises:
+      ValueError: if the sizes do not multiply to the number of devices.
+    """
+    devices = jax.device_count()
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    known = math.prod(size for size in sizes.values() if size != -1)
+    sizes = {axis: devices // known if size == -1 else size for axis, size in sizes.items()}
+    if math.prod(sizes.values()) != devices:
+        raise ValueError(
+            f"mesh {sizes} has {math.prod(sizes.values())} places but there are {devices} devices; "
+            "set one of mesh.data, mesh.fsdp, mesh.tensor to -1 to use them all"
+        )
+    return jax.make_mesh(
+        tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes)
+    )
+
+
+def batch_devices(mesh: Mesh) -> int:
+    """Over how many places the rows of a batch are spread."""
+    return _extent(mesh, "batch")
+
+
+def _extent(mesh: Mesh, logical: str | None) -> int:
+    axes = LOGICAL_AXES[logical] if logical else None
+    return math.prod(
+        mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())
+    )
+
+
+def spec(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
+    """Partition of an array by its logical axes; an axis that does not divide evenly is replicated."""
+    return PartitionSpec(
+        *(
+            LOGICAL_AXES[axis] if axis and size % _extent(mesh, axis) == 0 else None
+            for size, axis in zip(shape, axes, strict=True)
+        )
+    )
+
+
+def named(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+    """`spec` on its mesh."""
+    return NamedSharding(mesh, spec(mesh, shape, axes))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(
+    mesh: Mesh, abstract_state: Any, axes_by_shape: dict[tuple[int, ...], tuple]
+) -> Any:
+    """Shardings of a whole train state: a leaf shaped like a parameter is laid out like it.
+
+    Optimizer moments and the teacher repeat the parameters' shapes, so one rule covers them; scalars and
+    anything else are replicated. Parameters of equal shape have equal axes up to a transposition of
+    equal sizes, which is a valid layout too.
+    """
+    return jax.tree.map(
+        lambda leaf: named(
+            mesh, leaf.shape, axes_by_shape.get(leaf.shape, (None,) * len(leaf.shape))
+        ),
+        abstract_state,
+    )
+
+
+def put_batch(mesh: Mesh, tree: Any, *, axis: int = 0) -> Any:
+    """Host arrays to devices, spread over the rows axis; the one place where numpy becomes a device array."""
+
+    def place(leaf: np.ndarray) -> jax.Array:
+        axes = tuple("batch" if i == axis else None for i in range(np.ndim(leaf)))
+        return jax.device_put(leaf, named(mesh, np.shape(leaf), axes))
+
+    return jax.tree.map(place, tree)

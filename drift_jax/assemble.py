@@ -1,0 +1,283 @@
+"""From a configuration to the parts that the commands share: each section unpacked in one place."""
+
+import contextlib
+import importlib.resources
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from drift_jax import batching, models, optimizer, sharding, update
+from drift_jax import config as configs
+from drift_jax.buffer import SuccessBuffer
+from drift_jax.config import ConfigError
+from drift_jax.data import prompting, source, toolcalls_tokenizer
+from drift_jax.decision import Decision, Rules, Stage
+from drift_jax.difficulty import PassRates
+from drift_jax.losses.divergence import Divergence
+from drift_jax.memory import Memory
+from drift_jax.models import transformer
+from drift_jax.models.transformer import ModelConfig, Params
+from drift_jax.sampling import Sampler
+from drift_jax.types import Problem, Rollouts
+
+PACKAGED_MODELS = ("quickstart_base",)
+
+
+@contextlib.contextmanager
+def boundary() -> Iterator[None]:
+    """Turns what a reader says of a file into bad input: one line and exit code 2."""
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def model_folder(config: Any) -> pathlib.Path:
+    """Where the weights and the tokenizer lie; a packaged model is named without a folder.
+
+    Raises:
+      ConfigError: if there is nothing, with the command that brings it.
+    """
+    if config.model.path in PACKAGED_MODELS:
+        return pathlib.Path(
+            str(importlib.resources.files("drift_jax") / "assets" / config.model.path)
+        )
+    folder = pathlib.Path(config.model.path)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"model.path {str(folder)!r} is not a folder; fill it with "
+            f"`python -m drift_jax.prepare --model={folder.name.lower()} --out={folder}`, "
+            "or name the folder of a Hugging Face checkpoint"
+        )
+    return folder
+
+
+def open_tokenizer(config: Any) -> Any:
+    """The tokenizer of the model; that of the generated task when its model starts from nothing."""
+    if config.model.init == "random" and config.task == "toolcalls":
+        return toolcalls_tokenizer.build_tokenizer()
+    with boundary():
+        return prompting.load_tokenizer(model_folder(config))
+
+
+def open_problems(config: Any, tokenizer: Any, split: str) -> tuple[list[Problem], int]:
+    """The problems of a split whose prompts fit, and how many were dropped as too long."""
+    with boundary():
+        problems = source.load_task(
+            config.task,
+            split,
+            path=config.data.path,
+            world_seed=config.data.world_seed,
+            validation_fraction=config.data.validation_fraction,
+        )
+        return prompting.drop_long(
+            problems, tokenizer, config.data.max_prompt_tokens, thinking=config.data.thinking
+        )
+
+
+def make_mesh(config: Any) -> Mesh:
+    """The device mesh of the `mesh` section."""
+    return sharding.make_mesh(
+        data=config.mesh.data, fsdp=config.mesh.fsdp, tensor=config.mesh.tensor
+    )
+
+
+def open_model(config: Any, tokenizer: Any, mesh: Mesh) -> tuple[ModelConfig, Params]:
+    """Sizes and float32 parameters on the mesh, from the checkpoint or at random."""
+    if config.model.init == "checkpoint":
+        with boundary():
+            return models.load(str(model_folder(config)), mesh=mesh)
+    model = ModelConfig(vocab_size=len(tokenizer), **config.model.preset)
+    shardings = jax.tree.map(
+        lambda leaf: sharding.named(mesh, *leaf),
+        transformer.parameter_shapes(model),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+    create = jax.jit(transformer.init, static_argnums=0, out_shardings=shardings)
+    return model, create(model, jax.random.key(config.seed))
+
+
+def compute_dtype(config: Any) -> jnp.dtype | None:
+    """None (keep float32 parameters as they are) or bfloat16."""
+    return (
+        None if config.model.compute_dtype == "float32" else jnp.dtype(config.model.compute_dtype)
+    )
+
+
+def make_sampler(config: Any, model: ModelConfig, mesh: Mesh, *, teacher: bool = False) -> Sampler:
+    """The sampler; with `teacher`, for prompts that show a solution."""
+    return Sampler(
+        model,
+        prompt_buckets=config.teacher.prompt_buckets if teacher else config.rollout.prompt_buckets,
+        max_rows=max(
+            config.rollout.problems_per_step * config.rollout.group_size,
+            config.evaluation.problems_per_batch * config.evaluation.samples,
+        ),
+        segment_steps=config.rollout.segment_steps,
+        dtype=compute_dtype(config),
+        mesh=mesh,
+    )
+
+
+def make_optimizer(config: Any) -> optax.GradientTransformation:
+    """The direction of a step, from the `optimizer` section."""
+    section = config.optimizer
+    return optimizer.direction(
+        b1=section.b1,
+        b2=section.b2,
+        eps=section.eps,
+        weight_decay=section.weight_decay,
+        clip_norm=section.clip_norm,
+    )
+
+
+def loss_settings(config: Any) -> update.LossSettings:
+    """The constants of the loss, from the `objective` and `rhythm` sections."""
+    section, rhythm = config.objective, config.rhythm
+    return update.LossSettings(
+        divergence=Divergence(section.divergence, section.alpha, section.top_k, section.rest),
+        clip_low=section.clip_low,
+        clip_high=section.clip_high,
+        dual_clip=section.dual_clip or None,
+        aggregation=section.aggregation,
+        policy_scale=section.policy_scale,
+        distill_scale=section.distill_scale,
+        window=rhythm.window,
+        gate_sharpness=rhythm.gate_sharpness,
+        structure_scale=rhythm.structure_scale,
+        min_multiplier=rhythm.min_multiplier,
+        max_multiplier=rhythm.max_multiplier,
+        margin=rhythm.margin,
+        bonus_temperature=rhythm.bonus_temperature,
+        max_bonus=rhythm.max_bonus,
+    )
+
+
+def compute(config: Any) -> update.Compute:
+    """How the numbers are computed, from the `model` and `compute` sections."""
+    return update.Compute(
+        dtype=compute_dtype(config),
+        remat=config.model.remat == "full",
+        vocab_chunk=config.compute.vocab_chunk,
+    )
+
+
+def learning_rate(config: Any) -> Callable[[jax.Array], jax.Array]:
+    """Rate at a training step: linear warm-up, then constant."""
+
+    def rate(step: jax.Array) -> jax.Array:
+        return optimizer.learning_rate(
+            step,
+            peak=configs.learning_rate(config),
+            warmup_steps=config.optimizer.warmup_steps,
+            zero_first_step=config.optimizer.zero_first_step,
+        )
+
+    return rate
+
+
+def make_update(config: Any, model: ModelConfig) -> update.UpdateFunction:
+    """The jitted update step of a training run."""
+    return update.make_update(
+        model=model,
+        settings=loss_settings(config),
+        compute=compute(config),
+        optimizer=make_optimizer(config),
+        learning_rate=learning_rate(config),
+        teacher_rate=config.teacher.rate if config.teacher.update_rule == "ema" else 0.0,
+    )
+
+
+def open_state(config: Any, params: Params, mesh: Mesh, model: ModelConfig) -> update.TrainState:
+    """The train state before the first step, made inside one jit so that every leaf is on the mesh.
+
+    It takes the parameters over: they must not be used afterwards.
+    """
+    transform = make_optimizer(config)
+    axes = {
+        shape: names
+        for shape, names in jax.tree.leaves(
+            transformer.parameter_shapes(model), is_leaf=lambda node: isinstance(node, tuple)
+        )
+    }
+    create = lambda params: update.init_state(params, transform)  # noqa: E731
+    shardings = sharding.state_shardings(mesh, jax.eval_shape(create, params), axes)
+    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def make_memory(config: Any) -> Memory:
+    """Empty pass rates and success buffer."""
+    return Memory(
+        PassRates(config.difficulty.pass_rate_decay),
+        SuccessBuffer(config.buffer.capacity, on_tie=config.buffer.on_tie),
+    )
+
+
+def stages(config: Any) -> tuple[Stage, Stage]:
+    """Stage 1 (warm-up) and stage 2 (mixed)."""
+    return Stage(**config.warmup), Stage(**config.mixed)
+
+
+def rules(config: Any) -> Rules:
+    """What holds in both stages."""
+    section = config.difficulty
+    return Rules(
+        easy_above=section.easy_above,
+        hard_below=section.hard_below,
+        easy_weight=section.easy_weight,
+        medium_weight=section.medium_weight,
+        hard_weight=section.hard_weight,
+        success_threshold=section.success_threshold,
+        reward_tolerance=config.teacher.reward_tolerance,
+        fallback_above={"threshold": None, "positive": 0.0}[config.buffer.group_success],
+        every_sign=config.rhythm.every_sign,
+    )
+
+
+def make_batch(
+    config: Any,
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    prompts: Sequence[np.ndarray],
+    rollouts: Rollouts,
+    decision: Decision,
+) -> batching.Batch:
+    """The step's samples with their teachers' contexts, padded and split into micro-batches."""
+    teacher_prompts: list[np.ndarray | None] | None = None
+    if configs.needs_teacher(config):
+        rendered: dict[tuple[int, str], np.ndarray] = {}  # a sibling teaches several samples
+        teacher_prompts = []
+        for (row, column), wanted in np.ndenumerate(decision.needs_teacher):
+            text = decision.choice.text[row][column]
+            if not wanted or text is None:
+                teacher_prompts.append(None)
+                continue
+            if (row, text) not in rendered:
+                rendered[row, text] = prompting.render_teacher(
+                    tokenizer,
+                    problems[row],
+                    text,
+                    max_tokens=config.teacher.max_prompt_tokens,
+                    thinking=config.data.thinking,
+                    remove_thinking=config.teacher.remove_thinking,
+                )
+            teacher_prompts.append(rendered[row, text])
+    return batching.make(
+        prompts,
+        rollouts,
+        teacher_prompts,
+        advantages=decision.advantages,
+        policy_weight=decision.policy_weight,
+        distill_weight=decision.distill_weight,
+        gate=decision.gate,
+        prompt_buckets=config.rollout.prompt_buckets,
+        teacher_buckets=config.teacher.prompt_buckets,
+        response_buckets=config.rollout.response_buckets,
+        micro_batch=config.compute.micro_batch,
+    )

@@ -1,0 +1,63 @@
+"""From sampled tokens to texts and rewards: what the policy said, and what the verifier thinks of it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from drift_jax.data import prompting
+from drift_jax.rewards import grader_for
+from drift_jax.types import Problem, Rollouts
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """A group of graded responses a problem, [problem, group] each.
+
+    Attributes:
+      responses: decoded text without special tokens. [problem][group]
+      rewards: float64.
+      predictions: the answer that the grader read. [problem][group]
+      well_formed: bool, whether it had the asked form.
+      lengths: response tokens, the stop token included.
+      entropies: mean token entropy, in nats.
+      finished: bool, False where the response was cut at the limit.
+    """
+
+    responses: list[list[str]]
+    rewards: np.ndarray
+    predictions: list[list[str]]
+    well_formed: np.ndarray
+    lengths: np.ndarray
+    entropies: np.ndarray
+    finished: np.ndarray
+
+
+def grade(tokenizer: Any, problems: Sequence[Problem], rollouts: Rollouts) -> Answers:
+    """Decodes the rollouts of each problem and scores them with the task's verifier.
+
+    Args:
+      tokenizer: of the policy.
+      problems: in the order of the rollouts' rows.
+      rollouts: problem-major rows.
+    """
+    shape = (len(problems), len(rollouts.tokens) // len(problems))
+    texts = [
+        prompting.decode(tokenizer, tokens[:length])
+        for tokens, length in zip(rollouts.tokens, rollouts.lengths, strict=True)
+    ]
+    responses = [texts[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])]
+    scores = [
+        [grader_for(problem.task)(response, problem.answer) for response in group]
+        for problem, group in zip(problems, responses, strict=True)
+    ]
+    return Answers(
+        responses=responses,
+        rewards=np.array([[score.reward for score in group] for group in scores], np.float64),
+        predictions=[[score.prediction for score in group] for group in scores],
+        well_formed=np.array([[score.well_formed for score in group] for group in scores], bool),
+        lengths=rollouts.lengths.reshape(shape),
+        entropies=rollouts.mean_entropy.reshape(shape),
+        finished=rollouts.finished.reshape(shape),
+    )

@@ -1,0 +1,121 @@
+"""The training loop: Figure 2 of the DRIFT paper as one page of calls.
+
+Every decision on the host is a function of the seed, the step and what was sampled, so a run that was
+stopped goes on to the same bits. Stages and methods differ in numbers, never in a branch here.
+"""
+
+from typing import Any
+
+import jax
+
+from drift_jax import assemble, buffer, evaluate, sharding
+from drift_jax import config as configs
+from drift_jax.checkpoint import Fork
+from drift_jax.data import prompting
+from drift_jax.data.source import ProblemStream
+from drift_jax.decision import decide
+from drift_jax.grading import grade
+from drift_jax.losses.policy_gradient import group_advantages
+from drift_jax.memory import draws
+from drift_jax.reporting import Reporter
+from drift_jax.sampling import random_streams
+from drift_jax.workdir import WorkDir
+
+
+def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
+    """Trains (and evaluates on the way) from where `workdir` stopped to `train.steps`.
+
+    Returns whether it got there; False after a request to stop (SIGTERM).
+    """
+    # ---- problems, model, sampler, update
+    tokenizer = assemble.open_tokenizer(config)
+    stop_tokens = prompting.stop_tokens(tokenizer)
+    problems, dropped = assemble.open_problems(config, tokenizer, "train")
+    configs.validate(config, device_count=jax.device_count(), problem_count=len(problems))
+    stream = ProblemStream(problems, config.seed, config.rollout.problems_per_step)
+    warmup_steps = configs.warmup_length(config, stream.steps_per_epoch)
+    warmup, mixed = assemble.stages(config)
+    rules = assemble.rules(config)
+    mesh = assemble.make_mesh(config)
+    model, params = assemble.open_model(config, tokenizer, mesh)
+    sampler = assemble.make_sampler(config, model, mesh)
+    update_step = assemble.make_update(config, model)
+
+    # ---- state: that of the newest checkpoint, of a fork, or a fresh one
+    run = WorkDir(workdir, config, fingerprint=stream.fingerprint, fork=fork)
+    memory = assemble.make_memory(config)
+    state, start = run.restore(assemble.open_state(config, params, mesh, model), memory)
+    del params  # they live on in the state
+    exam = evaluate.examination(config, model, tokenizer, mesh)
+    with Reporter(config, run, exam, start=start, dropped=dropped) as report:
+        if start == 0:
+            report.begin(
+                state, evaluate.measure_gate(config, model, state.trainable, tokenizer, mesh)
+            )
+        for step in range(start + 1, config.train.steps + 1):
+            stage = warmup if step <= warmup_steps else mixed
+
+            # ---- rollouts and rewards: y ~ pi_old, r, A (Eq. 1, over the whole group)
+            with report.clock("rollout"):
+                asked = stream[step]
+                ids = [problem.id for problem in asked]
+                prompts = [
+                    prompting.render(tokenizer, problem, thinking=config.data.thinking)
+                    for problem in asked
+                ]
+                rollouts = sampler.generate(
+                    state.trainable,
+                    prompts,
+                    group_size=config.rollout.group_size,
+                    max_new_tokens=config.rollout.max_new_tokens,
+                    temperature=config.rollout.temperature,
+                    top_p=config.rollout.top_p,
+                    top_k=config.rollout.top_k,
+                    stop_tokens=stop_tokens,
+                    stream=random_streams(config.seed, step, ids),
+                )
+            with report.clock("reward"):
+                answers = grade(tokenizer, asked, rollouts)
+                advantages = group_advantages(
+                    answers.rewards, scale_by_std=config.objective.scale_by_std
+                )
+
+            # ---- pass rates, routes, teachers (sections 3.1 and 3.2), then the buffer (section 3.4)
+            with report.clock("decide"):
+                usable = buffer.is_usable(
+                    step,
+                    steps_per_epoch=stream.steps_per_epoch,
+                    fill_epochs=config.buffer.fill_epochs,
+                )
+                decision = decide(
+                    ids,
+                    answers,
+                    advantages,
+                    memory,
+                    stage=stage,
+                    rules=rules,
+                    buffer_enabled=usable and (step > warmup_steps or config.buffer.use_in_warmup),
+                    rng_for=draws(config.seed, step),
+                )
+                kept = memory.keep_successes(
+                    ids,
+                    answers,
+                    step=step,
+                    sibling=stage.sibling,
+                    success_threshold=rules.success_threshold,
+                )
+
+            # ---- one update of the mixed objective (Eqs. 2-6, 9-16), and of the EMA teacher
+            with report.clock("update"):
+                batch = assemble.make_batch(config, tokenizer, asked, prompts, rollouts, decision)
+                state, numbers, details = update_step(
+                    state, sharding.put_batch(mesh, batch, axis=1)
+                )
+                numbers = jax.device_get(numbers)
+
+            if report.step(
+                step, state, memory, asked, rollouts, answers, decision, kept, numbers, details
+            ):
+                return False
+        report.end()
+    return True

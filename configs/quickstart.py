@@ -8,7 +8,11 @@ Steps:     160, 10 epochs of 16 steps; the buffer can act from step 17, stage 2 
 Time:      1 to 5 minutes on two cores (estimate).
 Command:   python -m drift_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 Arguments: task=toolcalls, method=drift, world=0, seed=0, for example
-           --config=configs/quickstart.py:method=grpo,world=1,seed=2
+           --config=configs/quickstart.py:method=grpo,seed=2
+           Another world needs a base of its own, about 6 CPU-minutes:
+           python -m drift_jax.warm_start --config=configs/quickstart.py:base,world=1
+           --workdir=runs/base1, then --config=configs/quickstart.py:world=1
+           --config.model.path=runs/base1/model
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +24,7 @@ from drift_jax import methods
 def get_config(arg: str = "") -> ConfigDict:
     """default < method < this file; the command line comes last."""
     given = configuration.parse_arg(
-        arg, {"task": "toolcalls", "method": "drift", "world": 0, "seed": 0}
+        arg, {"task": "toolcalls", "method": "drift", "world": 0, "seed": 0, "base": False}
     )
     config = methods.apply(configuration.default(), given["method"])
     config.task = given["task"]
@@ -28,6 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.world_seed = given["world"]
 
     config.model.path = "quickstart_base"
+    config.model.init = "random" if given["base"] else "checkpoint"
     config.model.compute_dtype = "float32"  # bfloat16 is no faster on a CPU
 
     config.data.max_prompt_tokens = 40

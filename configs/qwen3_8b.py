@@ -11,8 +11,8 @@ Before:    python -m drift_jax.prepare --task=tooluse --out=data
            and the weights of Qwen/Qwen3-8B in models/Qwen3-8B
 Command:   python -m drift_jax.main --config=configs/qwen3_8b.py:task=tooluse,method=drift
 Arguments: task=tooluse (biology, chemistry, material, physics, toolcalls), method=drift, seed=0;
-           runlocal shrinks everything to seconds on a CPU, with random weights and generated
-           problems, through the same code: --config=configs/qwen3_8b.py:runlocal
+           runlocal shrinks everything to seconds on a CPU, with the packaged base model and
+           generated problems, through the same code: --config=configs/qwen3_8b.py:runlocal
 """
 
 from ml_collections import ConfigDict
@@ -43,24 +43,19 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _shrink(config: ConfigDict) -> None:
-    """The same run in seconds on a CPU: a tiny random model on generated problems."""
+    """The same run in seconds on a CPU: the packaged base model on generated problems."""
     config.task = "toolcalls"
     config.data.max_prompt_tokens = 48
 
     config.model.path = "quickstart_base"
-    config.model.init = "random"
-    config.model.preset.hidden_size = 32
-    config.model.preset.num_layers = 1
-    config.model.preset.head_dim = 16
-    config.model.preset.intermediate_size = 64
     config.model.compute_dtype = "float32"
 
     config.rollout.problems_per_step = 4
     config.rollout.group_size = 4
-    config.rollout.max_new_tokens = 16
+    config.rollout.max_new_tokens = 28
     config.rollout.segment_steps = 8
     config.rollout.prompt_buckets = (48,)
-    config.rollout.response_buckets = (16,)
+    config.rollout.response_buckets = (28,)
     config.teacher.max_prompt_tokens = 96
     config.teacher.prompt_buckets = (96,)
     config.compute.micro_batch = 8

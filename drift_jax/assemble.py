@@ -94,11 +94,7 @@ def open_model(config: Any, tokenizer: Any, mesh: Mesh) -> tuple[ModelConfig, Pa
         with boundary():
             return models.load(str(model_folder(config)), mesh=mesh)
     model = ModelConfig(vocab_size=len(tokenizer), **config.model.preset)
-    shardings = jax.tree.map(
-        lambda leaf: sharding.named(mesh, *leaf),
-        transformer.parameter_shapes(model),
-        is_leaf=lambda node: isinstance(node, tuple),
-    )
+    shardings = parameter_shardings(model, mesh)
     create = jax.jit(transformer.init, static_argnums=0, out_shardings=shardings)
     return model, create(model, jax.random.key(config.seed))
 
@@ -200,15 +196,36 @@ def open_state(config: Any, params: Params, mesh: Mesh, model: ModelConfig) -> u
     It takes the parameters over: they must not be used afterwards.
     """
     transform = make_optimizer(config)
-    axes = {
-        shape: names
-        for shape, names in jax.tree.leaves(
-            transformer.parameter_shapes(model), is_leaf=lambda node: isinstance(node, tuple)
-        )
-    }
-    create = lambda params: update.init_state(params, transform)  # noqa: E731
-    shardings = sharding.state_shardings(mesh, jax.eval_shape(create, params), axes)
+    like_parameters = parameter_shardings(model, mesh)
+    everywhere = sharding.replicated(mesh)
+
+    def create(params: Params) -> update.TrainState:
+        return update.init_state(params, transform)
+
+    shardings = update.TrainState(
+        step=everywhere,
+        trainable=like_parameters,
+        frozen={},
+        optimizer=optax.tree_map_params(
+            transform,
+            lambda _, placed: placed,
+            jax.eval_shape(create, params).optimizer,
+            like_parameters,
+            transform_non_params=lambda _: everywhere,
+        ),
+        teacher=like_parameters,
+        skipped=everywhere,
+    )
     return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+
+
+def parameter_shardings(model: ModelConfig, mesh: Mesh) -> Params:
+    """Where each parameter lies on the mesh."""
+    return jax.tree.map(
+        lambda leaf: sharding.named(mesh, *leaf),
+        transformer.parameter_shapes(model),
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
 
 
 def make_memory(config: Any) -> Memory:

@@ -51,7 +51,7 @@ def bucket(length: int, buckets: Sequence[int], what: str) -> int:
 def join(
     prompts: Sequence[np.ndarray], response: np.ndarray, mask: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Left-padded prompts followed by right-padded responses: tokens and mask. [row, width + time]"""
+    """Left-padded prompts, right-padded responses: tokens and mask. [row, width + time]"""
     tokens = np.zeros((len(prompts), width + response.shape[1]), np.int32)
     real = np.zeros(tokens.shape, bool)
     for row, prompt in enumerate(prompts):
@@ -81,8 +81,8 @@ def make(
     Args:
       prompts: student prompt of each problem, in token ids.
       rollouts: problem-major rows.
-      teacher_prompts: prompt with the teacher's context a row; None for a row without teacher, which then
-        gets the student's prompt and no weight. None altogether: no teacher is run.
+      teacher_prompts: prompt with the teacher's context a row; None for a row without teacher,
+        which then gets the student's prompt and no weight. None altogether: no teacher is run.
       advantages: [problem, group]
       policy_weight: [problem, group]
       distill_weight: [problem, group]

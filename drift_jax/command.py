@@ -1,4 +1,4 @@
-"""What the commands share: flags, one-line errors, and the checks that come before anything compiles."""
+"""What the commands share: flags, one-line errors, and checks before anything compiles."""
 
 import ctypes
 import os
@@ -24,18 +24,20 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-# mallopt's names for these numbers are in malloc.h: keep freed memory (trim threshold), serve large blocks
-# from the heap (no mmap), and use one heap for all threads.
+# mallopt's names for these numbers are in malloc.h: keep freed memory (trim threshold), serve large
+# blocks from the heap (no mmap), and use one heap for all threads.
 _MALLOC_SETTINGS = {-1: 2**31 - 1, -4: 0, -8: 1}
 
 
 def tune_cpu() -> None:
-    """Settings that speed up XLA:CPU; call before jax starts its backend. Accelerators are unaffected.
+    """Settings that speed up XLA:CPU; call before jax starts its backend. No effect elsewhere.
 
-    * Without them glibc returns each step's buffers to the kernel and faults them in again: 80,000 page
-      faults and 0.17 of 0.46 CPU-seconds in one gradient of the quickstart's model (jax 0.10.2).
-    * jaxlib 0.10's fusions for the YNN library double the time of a layer's backward pass with QK-norm
-      (88 against 45 ms). Other versions may not know the flag, and an unknown flag ends the process.
+    * Without them glibc returns each step's buffers to the kernel and faults them in again: 80,000
+      page faults and 0.17 of 0.46 CPU-seconds in one gradient of the quickstart's model (jax
+      0.10.2).
+    * jaxlib 0.10's fusions for the YNN library double the time of a layer's backward pass with
+      QK-norm (88 against 45 ms). Other versions may not know the flag, and an unknown flag ends the
+      process.
     """
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
@@ -86,7 +88,7 @@ def run(main: Callable[[Any], None], usage: str) -> None:
 
 
 def refuse(error: Exception) -> SystemExit:
-    """Prints an error as one line; raise what it returns to leave with the exit code of bad input."""
+    """Prints an error as one line; raise what it returns to leave with the code of bad input."""
     print("error: " + " ".join(str(error).split()), file=sys.stderr)
     return SystemExit(EXIT_BAD_INPUT)
 

@@ -374,7 +374,7 @@ FIELDS: tuple[Field, ...] = (
           "ours", may_change=True, at_least=-1),
     Field("mesh.tensor", 1, "Devices along the tensor axis.", "ours", may_change=True, at_least=1),
     # ---- supervised warm start (its own command)
-    Field("warm_start.steps", 2000, "Optimizer steps.", "ours", may_change=True, at_least=1),
+    Field("warm_start.steps", 3000, "Optimizer steps.", "ours", may_change=True, at_least=1),
     Field("warm_start.plain_batch", 64, "Demonstrations in a batch without reference.",
           "ours", may_change=True, at_least=1),
     Field("warm_start.reference_batch", 32,

@@ -1,7 +1,7 @@
 """What happens to each sample of a step: the host's part of the algorithm, in the paper's order.
 
-    advantages (Eq. 1) -> pass rates (Eqs. 7-8) -> routes (section 3.2) -> teachers (section 3.1, Eqs. 19-20)
-    -> weights of the two branches (Eq. 4) -> which tokens may weigh more (Eq. 16)
+    pass rates (Eqs. 7-8) -> routes (section 3.2) -> teachers (section 3.1, Eqs. 19-20)
+    -> weights of the two branches (Eq. 4) -> whose tokens may weigh more (Eq. 16)
 
 Every process computes the same decisions from the same samples.
 """

@@ -1,7 +1,7 @@
 """Evaluation: how good a policy is, how strong its self-teacher, and the statistics of both.
 
-The statistics (`mean_at_k`, `best_at_k`, ...) are numpy functions of [problem, sample] arrays and are
-re-exported here under the names that users import.
+The statistics (`mean_at_k`, `best_at_k`, ...) are numpy functions of [problem, sample] arrays and
+are re-exported here under the names that users import.
 """
 
 import dataclasses
@@ -144,8 +144,9 @@ def evaluate(
 ) -> tuple[dict[str, float], Answers]:
     """Metrics of the student and, with a sibling in context, of its self-teacher.
 
-    The teacher is asked about the problems that the student solved at least once in this evaluation,
-    with the shortest of these answers in its prompt; its gap is to the student on the same problems.
+    The teacher is asked about the problems that the student solved at least once in this
+    evaluation, with the shortest of these answers in its prompt; its gap is to the student on the
+    same problems.
 
     Args:
       exam: what is asked.

@@ -1,4 +1,4 @@
-"""From sampled tokens to texts and rewards: what the policy said, and what the verifier thinks of it."""
+"""From sampled tokens to texts and rewards."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -2,9 +2,9 @@
 
     python -m drift_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
-  --config=FILE[:ARGS]          experiment file with its arguments, e.g. configs/qwen3_8b.py:task=biology,method=sdpo
+  --config=FILE[:ARGS]          experiment file and arguments: configs/qwen3_8b.py:method=sdpo
   --config.section.field=VALUE  overrides any field; `python -m drift_jax.config` lists them
-  --workdir=DIR                 where everything is written; by default runs/<config>_<task>_<method>
+  --workdir=DIR                 what the run writes; default runs/<config>_<task>_<method>
   --fork_from=DIR@STEP          start a new run from a checkpoint of another one, with any change
 
 Exit codes: 0 done; 2 bad input, nothing was written; 75 stopped on request (SIGTERM), run it again.

@@ -47,7 +47,7 @@ class Memory:
         sibling: str,
         success_threshold: float,
     ) -> int:
-        """Offers every success of a step to the buffer, the stage's preferred ones first (Eqs. 18, 21-22).
+        """Offers a step's successes to the buffer, preferred ones first (DRIFT Eqs. 18, 21-22).
 
         Returns how many are stored now.
         """
@@ -73,7 +73,7 @@ class Memory:
 
 
 def draws(seed: int, step: int) -> Callable[[str], np.random.Generator]:
-    """Random numbers for a problem's buffer draw: a function of (seed, step, problem id) alone (B5)."""
+    """Random numbers of a buffer draw: a function of (seed, step, problem id) alone (B5)."""
 
     def rng_for(problem_id: str) -> np.random.Generator:
         digest = hashlib.blake2b(problem_id.encode(), digest_size=8).digest()

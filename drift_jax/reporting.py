@@ -1,4 +1,4 @@
-"""What surrounds a step: the clock, metrics and samples, evaluations, checkpoints, and a request to stop."""
+"""What surrounds a step: clock, metrics, samples, evaluations, checkpoints, requests to stop."""
 
 import contextlib
 import json
@@ -30,8 +30,8 @@ class RunStopped(RuntimeError):
 class Reporter:
     """Writes a run down while it happens; use it as a context manager around the loop.
 
-    SIGTERM and SIGINT ask for a stop: the step in hand is finished and saved, then `step` returns True.
-    A second one ends the process at once.
+    SIGTERM and SIGINT ask for a stop: the step in hand is finished and saved, then `step` returns
+    True. A second one ends the process at once.
     """
 
     def __init__(
@@ -147,8 +147,9 @@ class Reporter:
             self._run.save(step, state, memory, evaluated)
         if failed:
             raise RunStopped(
-                f"step {step}: {skipped} updates in a row had a gradient that is not finite; the state is "
-                f"saved in {self._run.path}. Lower optimizer.learning_rate, or fork from an earlier step"
+                f"step {step}: {skipped} updates in a row had a gradient that is not finite; the "
+                f"state is saved in {self._run.path}; lower optimizer.learning_rate, or fork from "
+                "an earlier step"
             )
         metrics.check_finite(row, step)
         if self._stop:
@@ -161,7 +162,8 @@ class Reporter:
         rows = self._table_rows()
         if rows:
             k = self._config.evaluation.samples
-            title = f"{self._config.evaluation.split} problems, {k} samples each (95 % intervals over problems)"
+            split = self._config.evaluation.split
+            title = f"{split} problems, {k} samples each (95 % intervals over problems)"
             caption = (
                 f"everything is in {self._run.path}: metrics.jsonl, samples, eval, checkpoints"
             )

@@ -1,8 +1,8 @@
 """The device mesh, and the one table that maps logical axes to it.
 
 Everything else in the package names logical axes (`batch`, `embed`, `heads`, ...); only this module
-names the mesh axes: `data` (copies of the model), `fsdp` (shards of it, gathered a layer at a time) and
-`tensor` (shards of each matrix product).
+names the mesh axes: `data` (copies of the model), `fsdp` (shards of it, gathered a layer at a time)
+and `tensor` (shards of each matrix product).
 """
 
 import math
@@ -56,7 +56,7 @@ def _extent(mesh: Mesh, logical: str | None) -> int:
 
 
 def spec(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
-    """Partition of an array by its logical axes; an axis that does not divide evenly is replicated."""
+    """Partition of an array by its logical axes; an axis that does not divide is replicated."""
     return PartitionSpec(
         *(
             LOGICAL_AXES[axis] if axis and size % _extent(mesh, axis) == 0 else None
@@ -75,25 +75,8 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def state_shardings(
-    mesh: Mesh, abstract_state: Any, axes_by_shape: dict[tuple[int, ...], tuple]
-) -> Any:
-    """Shardings of a whole train state: a leaf shaped like a parameter is laid out like it.
-
-    Optimizer moments and the teacher repeat the parameters' shapes, so one rule covers them; scalars and
-    anything else are replicated. Parameters of equal shape have equal axes up to a transposition of
-    equal sizes, which is a valid layout too.
-    """
-    return jax.tree.map(
-        lambda leaf: named(
-            mesh, leaf.shape, axes_by_shape.get(leaf.shape, (None,) * len(leaf.shape))
-        ),
-        abstract_state,
-    )
-
-
 def put_batch(mesh: Mesh, tree: Any, *, axis: int = 0) -> Any:
-    """Host arrays to devices, spread over the rows axis; the one place where numpy becomes a device array."""
+    """Host arrays to devices, spread over rows: the one place where this happens."""
 
     def place(leaf: np.ndarray) -> jax.Array:
         axes = tuple("batch" if i == axis else None for i in range(np.ndim(leaf)))

@@ -1,7 +1,7 @@
 """The training loop: Figure 2 of the DRIFT paper as one page of calls.
 
-Every decision on the host is a function of the seed, the step and what was sampled, so a run that was
-stopped goes on to the same bits. Stages and methods differ in numbers, never in a branch here.
+Every decision on the host is a function of the seed, the step and what was sampled, so a run that
+was stopped goes on to the same bits. Stages and methods differ in numbers, never in a branch here.
 """
 
 from typing import Any
@@ -80,7 +80,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
                     answers.rewards, scale_by_std=config.objective.scale_by_std
                 )
 
-            # ---- pass rates, routes, teachers (sections 3.1 and 3.2), then the buffer (section 3.4)
+            # ---- pass rates, routes, teachers (sections 3.1, 3.2), then the buffer (section 3.4)
             with report.clock("decide"):
                 usable = buffer.is_usable(
                     step,

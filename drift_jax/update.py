@@ -5,8 +5,8 @@
     head, first sweep           ->  log-probs and entropies of both, hence the token weights
     head, second sweep          ->  the loss and its gradient (DRIFT Eq. 4)
 
-What differs between methods and stages arrives as numbers in the batch (policy_weight, distill_weight,
-gate), so one executable a shape serves a whole run.
+What differs between methods and stages arrives as numbers in the batch (policy_weight,
+distill_weight, gate), so one executable a shape serves a whole run.
 """
 
 import dataclasses
@@ -112,9 +112,9 @@ def make_update(
       teacher_rate: share of the new student that enters the EMA teacher each step; 0 freezes it.
 
     Returns:
-      update(state, batch) -> (state, metrics, details). The state's buffers are reused. `details` holds
-      per-token values [micro, row, time] for the sample files. A non-finite gradient leaves parameters,
-      optimizer and teacher as they were.
+      update(state, batch) -> (state, metrics, details). The state's buffers are reused. `details`
+      holds per-token values [micro, row, time] for the sample files. A non-finite gradient leaves
+      parameters, optimizer and teacher as they were.
     """
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, Details]:

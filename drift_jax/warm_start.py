@@ -1,11 +1,11 @@
 """Supervised warm start of a base policy, on plain and reference-conditioned demonstrations.
 
-    python -m drift_jax.warm_start --config=configs/quickstart.py --config.model.init=random --workdir=runs/base
+    python -m drift_jax.warm_start --config=configs/quickstart.py:base --workdir=runs/base
 
 Plain demonstrations teach the task's form and set the pass rate that training starts from.
-Reference-conditioned ones show a solution in the prompt and imitate it; they teach the model to read a
-sibling, without which a self-teacher has nothing to say. The two losses are logged apart, and the last
-lines say whether the teacher can teach. The result is a checkpoint folder, DIR/model.
+Reference-conditioned ones show a solution in the prompt and imitate it; they teach the model to
+read a sibling, without which a self-teacher has nothing to say. The two losses are logged apart,
+and the last lines say whether the teacher can teach. The result is a checkpoint folder, DIR/model.
 """
 
 from collections.abc import Callable

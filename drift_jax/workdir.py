@@ -3,8 +3,8 @@
     config.json   the resolved configuration, versions, devices and lineage; written once, first
     everything else is written by `drift_jax.metrics` and `drift_jax.checkpoint`
 
-A directory belongs to one configuration: starting there again resumes it, starting another one there is
-refused before anything is written.
+A directory belongs to one configuration: starting there again resumes it, starting another one
+there is refused before anything is written.
 """
 
 import importlib.metadata
@@ -33,8 +33,8 @@ def check(workdir: str, config: Any, fork: Fork | None) -> None:
     """Refuses a directory that cannot take this run; writes nothing.
 
     Raises:
-      ConfigError: it cannot be written, or it holds a run of another configuration (which fields differ,
-        and which of them may), or a fork was asked for where a run is.
+      ConfigError: it cannot be written, or it holds a run of another configuration (which fields
+        differ, and which of them may), or a fork was asked for where a run is.
     """
     folder = check_writable(workdir)
     file = folder / "config.json"
@@ -82,7 +82,7 @@ class WorkDir:
         )
 
     def restore(self, state: TrainState, memory: Memory) -> tuple[TrainState, int]:
-        """The state to go on from, and its step: the newest valid checkpoint, a fork, or `state` itself.
+        """State and step to go on from: the newest valid checkpoint, a fork, or `state` itself.
 
         `memory` is filled in place. Files that were written after the checkpoint are cut back.
 
@@ -104,8 +104,8 @@ class WorkDir:
         if host["fingerprint"] != self._fingerprint:
             raise ConfigError(
                 f"the training problems are not those of {self.path} (fingerprint "
-                f"{self._fingerprint[:12]}, checkpoint {host['fingerprint'][:12]}); restore the task "
-                "files or choose another --workdir"
+                f"{self._fingerprint[:12]}, checkpoint {host['fingerprint'][:12]}); restore the "
+                "task files or choose another --workdir"
             )
         memory.load_state_dict(host["memory"])
         step = int(host["step"])

@@ -1,8 +1,8 @@
 """Hugging Face checkpoints in and out: a folder with `config.json` and safetensors files.
 
 Only safetensors are read (a pickle can run code), only the models built here are loaded (no remote
-code), and a setting of `config.json` that would change the numbers and is not implemented is refused by
-name instead of being ignored.
+code), and a setting of `config.json` that would change the numbers and is not implemented is
+refused by name instead of being ignored.
 """
 
 import json
@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 from drift_jax import sharding
 from drift_jax.models.transformer import ModelConfig, Params, parameter_shapes
 
-# Where each parameter stands in the checkpoint. Matrices are stored [out, in] there, [in, out] here.
+# Where each parameter stands in the checkpoint. Matrices are [out, in] there, [in, out] here.
 _LAYER_TENSORS = {
     "input_layernorm": "input_layernorm",
     "q_proj": "self_attn.q_proj",
@@ -95,7 +95,7 @@ def read_config(path: pathlib.Path) -> ModelConfig:
             f"{file} is not valid JSON ({error}); download the checkpoint again"
         ) from None
     for name, allowed in _FIXED.items():
-        # A Qwen3 config always writes `sliding_window`; it only acts where `use_sliding_window` is true.
+        # Qwen3 configs always write `sliding_window`; it acts only under `use_sliding_window`.
         if name == "sliding_window" and not fields.get("use_sliding_window", False):
             continue
         if name in fields and fields[name] not in allowed:
@@ -119,7 +119,7 @@ def read_config(path: pathlib.Path) -> ModelConfig:
 
 
 def _rope_theta(file: pathlib.Path, fields: dict[str, Any]) -> float:
-    """The rotary base, written as `rope_theta` by old versions and in `rope_parameters` by new ones."""
+    """The rotary base: `rope_theta` in old files, inside `rope_parameters` in new ones."""
     rope = fields.get("rope_parameters") or {
         "rope_type": "default",
         "rope_theta": fields.get("rope_theta"),

@@ -2,8 +2,8 @@
 
 One buffer a layer, never stacked: inside a `while_loop` XLA then updates each in place, where a
 stacked cache would be copied every step. The layouts (keys `[rows, kv_heads, head_dim, slots]`,
-values `[rows, kv_heads, slots, head_dim]`) make both products of a decoding step contiguous; they are
-a private detail of this module.
+values `[rows, kv_heads, slots, head_dim]`) make both products of a decoding step contiguous; they
+are a private detail of this module.
 """
 
 import jax

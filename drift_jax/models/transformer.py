@@ -1,14 +1,15 @@
 """A Qwen3 decoder: dataclass of sizes, nested dict of arrays, plain functions.
 
-Parameters carry the names of the Hugging Face checkpoint, with the layers stacked on a leading axis:
+Parameters carry the names of the Hugging Face checkpoint; layers are stacked on a leading axis:
 
     embed_tokens [vocab, embed]      norm [embed]      lm_head [embed, vocab] (absent when tied)
-    layers: input_layernorm, post_attention_layernorm [layer, embed]; q_norm, k_norm [layer, head_dim]
+    layers: input_layernorm, post_attention_layernorm [layer, embed]
+            q_norm, k_norm [layer, head_dim]
             q_proj [layer, embed, heads*head_dim]; k_proj, v_proj [layer, embed, kv_heads*head_dim]
             o_proj [layer, heads*head_dim, embed]; gate_proj, up_proj [layer, embed, mlp]; down_proj
 
-Training scans over the stacked layers (one compiled layer, whatever the depth); decoding unrolls them
-(`drift_jax.sampling`). Both call the same `decoder_layer` and differ only in how they attend.
+Training scans over the stacked layers (one compiled layer, whatever the depth); decoding unrolls
+them (`drift_jax.sampling`). Both call the same `decoder_layer` and differ only in how they attend.
 """
 
 import dataclasses
@@ -43,8 +44,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}; "
-                "every key-value head serves the same number of query heads"
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads "
+                f"{self.num_kv_heads}; every key-value head serves as many query heads"
             )
         if self.head_dim % 2:
             raise ValueError(
@@ -135,8 +136,8 @@ def decoder_layer(
 ) -> jax.Array:
     """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)).
 
-    Tokens stay flat, [token, embed], since XLA:CPU copies three-dimensional operands of the weights'
-    gradients (2x the time of a layer's backward pass); only `attend` knows rows and times.
+    Tokens stay flat, [token, embed], since XLA:CPU copies three-dimensional operands of the
+    weights' gradients (2x the time of a layer's backward pass); only `attend` knows rows and times.
     """
     normed = rms_norm(x, weights["input_layernorm"], config.rms_norm_eps)
     heads = (x.shape[0], -1, config.head_dim)

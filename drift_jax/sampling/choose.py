@@ -1,8 +1,8 @@
 """From logits to one token: truncation by top-k and top-p, and a draw by inversion.
 
-Drawing by inversion needs two uniforms a row where Gumbel noise needs one a vocabulary entry; two levels
-(first a block of entries, then the entry in it) keep float32 fine enough for rare tokens of a large
-vocabulary.
+Drawing by inversion needs two uniforms a row where Gumbel noise needs one a vocabulary entry; two
+levels (first a block of entries, then the entry in it) keep float32 fine enough for rare tokens of
+a large vocabulary.
 """
 
 from typing import NamedTuple
@@ -65,7 +65,7 @@ def invert(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
 
 
 def _pass(weights: jax.Array, uniform: jax.Array) -> jax.Array:
-    """First index whose cumulated weight exceeds `uniform` of the total, of positive weight. [rows]"""
+    """First index of positive weight whose cumulated weight exceeds the draw. [rows]"""
     cumulated = jnp.cumsum(weights, axis=-1)
     target = uniform[:, None] * cumulated[:, -1:]
     passed = (cumulated > target) & (weights > 0)
@@ -77,10 +77,10 @@ def _pass(weights: jax.Array, uniform: jax.Array) -> jax.Array:
 def truncate(probs: jax.Array, top_p: jax.Array, top_k: jax.Array) -> jax.Array:
     """Zero outside the `top_k` largest entries and outside the smallest set of mass `top_p`.
 
-    Both sets are "everything at least as large as a threshold". The thresholds are found by bisection
-    on the bits of the floats (which order like the non-negative numbers they encode): exact after 31
-    halvings, without sorting the vocabulary. Entries that tie with the threshold stay. top_p is taken of
-    what top_k left, as `transformers` does.
+    Both sets are "everything at least as large as a threshold". The thresholds are found by
+    bisection on the bits of the floats (which order like the non-negative numbers they encode):
+    exact after 31 halvings, without sorting the vocabulary. Entries that tie with the threshold
+    stay. top_p is taken of what top_k left, as `transformers` does.
 
     Args:
       probs: [rows, vocab] float32

@@ -1,8 +1,8 @@
 """Random numbers that belong to a token, not to a slot.
 
-The uniforms of a token depend on (seed, step, problem id, rollout index, position) alone: not on the
-batch around it, its order, the padding, or the number of devices. So a rollout can be reproduced by
-itself, and re-ordering or compaction can be tested for equality.
+The uniforms of a token depend on (seed, step, problem id, rollout index, position) alone: not on
+the batch around it, its order, the padding, or the number of devices. So a rollout can be
+reproduced by itself, and re-ordering or compaction can be tested for equality.
 """
 
 import hashlib

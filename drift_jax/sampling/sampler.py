@@ -1,11 +1,11 @@
 """Sampling: each prompt is prefilled once for its whole group, then all rows decode together.
 
-    prefill(prompts)                 -> DecodeState   one pass over the prompts, caches copied a group
-    decode_segment(state, steps)     -> DecodeState   up to `steps` tokens, sooner if every row is done
-    Sampler.generate                 -> Rollouts      calls both, returns numpy
+    prefill(prompts)             -> DecodeState   one pass over the prompts, caches copied a group
+    decode_segment(state, steps) -> DecodeState   up to `steps` tokens, sooner if all rows are done
+    Sampler.generate             -> Rollouts      calls both, returns numpy
 
-What varies between calls (temperature, top-p, top-k, stop tokens, the limit) is a traced value, so one
-executable serves training and evaluation, and no stop set of an earlier call survives in it.
+What varies between calls (temperature, top-p, top-k, stop tokens, the limit) is a traced value, so
+one executable serves training and evaluation, and no stop set of an earlier call survives in it.
 """
 
 import dataclasses
@@ -132,7 +132,7 @@ def decode_segment(
     config: ModelConfig,
     dtype: jnp.dtype | None = None,
 ) -> DecodeState:
-    """Decodes up to `steps` tokens of every row; ends sooner when all rows are done or at the limit.
+    """Decodes up to `steps` tokens of every row; ends sooner once all are done or at the limit.
 
     Args:
       params: parameters.
@@ -226,7 +226,8 @@ class Sampler:
 
     Attributes:
       config: the model.
-      prompt_buckets: prompt lengths that are compiled, ascending; a prompt is padded to the next one.
+      prompt_buckets: prompt lengths that are compiled, ascending; a prompt is padded to the next
+      one.
       max_rows: most rows decoded at once; more prompts are done in turns of equal shape.
       segment_steps: tokens between two looks at the device from the host.
       dtype: dtype of the computation; None keeps the parameters'.
@@ -255,9 +256,9 @@ class Sampler:
     ) -> Rollouts:
         """Samples `group_size` responses a prompt.
 
-        Log-probs and entropies are those of the full distribution at temperature 1, whatever was used
-        to draw. Tokens depend on the stream and on the model alone: not on the other prompts, their
-        order or the padding (but for draws within rounding of a boundary).
+        Log-probs and entropies are those of the full distribution at temperature 1, whatever was
+        used to draw. Tokens depend on the stream and on the model alone: not on the other prompts,
+        their order or the padding (but for draws within rounding of a boundary).
 
         Args:
           params: the parameters that are trained; there is no second copy.
@@ -274,7 +275,8 @@ class Sampler:
           `Rollouts` of problem-major rows, [len(prompts) * group_size, max_new_tokens].
 
         Raises:
-          ValueError: if a prompt is empty or longer than the largest bucket, or there are too many stop tokens.
+          ValueError: if a prompt is empty or longer than the largest bucket, or there are too many
+            stop tokens.
         """
         stops = tuple(stop_tokens)
         if not 0 < len(stops) <= MAX_STOP_TOKENS:
@@ -304,8 +306,9 @@ class Sampler:
             if length <= bucket:
                 return bucket
         raise ValueError(
-            f"a prompt has {length} tokens but the largest prompt bucket is {self.prompt_buckets[-1]}; "
-            "drop it (data.max_prompt_tokens) or enlarge rollout.prompt_buckets"
+            f"a prompt has {length} tokens but the largest prompt bucket is "
+            f"{self.prompt_buckets[-1]}; drop it (data.max_prompt_tokens) or enlarge "
+            "rollout.prompt_buckets"
         )
 
     def _decode(

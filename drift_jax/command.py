@@ -4,6 +4,7 @@ import ctypes
 import os
 import pathlib
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     "Experiment file, with its arguments: configs/quickstart.py:method=grpo",
     lock_config=True,
 )
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the command writes.")
 
 
 # mallopt's names for these numbers are in malloc.h: keep freed memory (trim threshold), serve large
@@ -98,8 +100,14 @@ def example(usage: str) -> str:
     return next(line.strip() for line in usage.splitlines() if "python -m" in line)
 
 
+def config_name() -> str:
+    """Name of the experiment file of this command, without folder, ending and arguments."""
+    file = config_flags.get_config_filename(flags.FLAGS["config"])
+    return pathlib.Path(file.partition(":")[0]).stem
+
+
 def check_writable(folder: str) -> pathlib.Path:
-    """Raises ConfigError unless files can be made in `folder`; makes nothing.
+    """Raises ConfigError unless files can be made in `folder`; leaves nothing behind.
 
     The nearest existing parent is what counts for a folder that does not exist yet.
     """
@@ -109,8 +117,11 @@ def check_writable(folder: str) -> pathlib.Path:
     nearest = next(
         parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists()
     )
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    try:
+        # Tried, not asked: permissions say nothing about read-only and virtual file systems.
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
         raise configs.ConfigError(
-            f"workdir {folder!r} cannot be written ({nearest}); choose another"
-        )
+            f"workdir {folder!r} cannot be written ({nearest}: {error.strerror}); choose another"
+        ) from None
     return path

@@ -239,14 +239,15 @@ class Gate:
 
     def __str__(self) -> str:
         levels = ", ".join(f"{level} {a:.2f} -> {b:.2f}" for level, (a, b) in self.levels.items())
+        levels = f" ({levels})" if levels else ""
         verdict = (
             f"at least {TEACHER_GATE}: the self-teacher can teach"
             if self.passed
             else f"under {TEACHER_GATE}: the self-teacher cannot teach; warm-start the base longer"
         )
         return (
-            f"gate: pass rate {self.base:.3f}, with the gold solution in context {self.taught:.3f} "
-            f"({levels}), {verdict}"
+            f"gate: pass rate {self.base:.3f}, with the gold solution in context {self.taught:.3f}"
+            f"{levels}, {verdict}"
         )
 
 

@@ -7,10 +7,10 @@
   --workdir=DIR                 what the run writes; default runs/<config>_<task>_<method>
   --fork_from=DIR@STEP          start a new run from a checkpoint of another one, with any change
 
-Exit codes: 0 done; 2 bad input, nothing was written; 75 stopped on request (SIGTERM), run it again.
+Exit codes: 0 done; 1 stopped by numbers that are not finite; 2 bad input, nothing was written;
+75 stopped on request (SIGTERM), run it again.
 """
 
-import pathlib
 import sys
 from typing import Any
 
@@ -21,12 +21,12 @@ from drift_jax import command, workdir
 from drift_jax import config as configs
 from drift_jax.checkpoint import CheckpointError, parse_fork
 from drift_jax.config import ConfigError
+from drift_jax.metrics import NonFiniteMetric
 from drift_jax.reporting import RunStopped
 from drift_jax.train import train
 
 EXIT_STOPPED = 75
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for everything that the run writes.")
 _FORK_FROM = flags.DEFINE_string(
     "fork_from", None, "DIR@STEP: start a new run from that checkpoint."
 )
@@ -34,7 +34,7 @@ _FORK_FROM = flags.DEFINE_string(
 
 def main(config: Any) -> None:
     """Checks everything that can be checked without compiling, then trains."""
-    folder = _WORKDIR.value or default_workdir(config)
+    folder = command.WORKDIR.value or default_workdir(config)
     try:
         fork = parse_fork(_FORK_FROM.value) if _FORK_FROM.value else None
         configs.validate(config, device_count=jax.device_count())
@@ -42,7 +42,7 @@ def main(config: Any) -> None:
         finished = train(config, folder, fork)
     except CheckpointError as error:
         raise ConfigError(str(error)) from None
-    except RunStopped as error:
+    except (RunStopped, NonFiniteMetric) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     if not finished:
@@ -51,9 +51,7 @@ def main(config: Any) -> None:
 
 def default_workdir(config: Any) -> str:
     """runs/<config>_<task>_<method>, with the name of the experiment file."""
-    argument = next(arg for arg in sys.argv if arg.lstrip("-").startswith("config="))
-    name = pathlib.Path(argument.partition("=")[2].partition(":")[0]).stem
-    return f"runs/{name}_{config.task}_{config.method}"
+    return f"runs/{command.config_name()}_{config.task}_{config.method}"
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ with the same numbers. Only ASCII is written, and a display that cannot be writt
 closed pipe) falls silent: the run is worth more than its display.
 """
 
+import itertools
 import os
+import statistics
 import sys
 import time
 from collections import deque
@@ -94,12 +96,14 @@ class Progress:
         self._attempt(lambda: self._console.print(text, markup=False, soft_wrap=True))
 
     def time_left(self) -> str:
-        """Estimated time to the last step, from the pace of the latest steps; '-' before any."""
-        steps = len(self._finished_at) - 1
-        if steps == 0:
+        """Estimated time to the last step, from the latest steps; '-' before any.
+
+        By the median step: a compilation or an evaluation among them says little about the rest.
+        """
+        steps = [after - before for before, after in itertools.pairwise(self._finished_at)]
+        if not steps:
             return "-"
-        pace = (self._finished_at[-1] - self._finished_at[0]) / steps
-        return duration(pace * max(self._total - self._done, 0))
+        return duration(statistics.median(steps) * max(self._total - self._done, 0))
 
     def _block(self, metrics: Mapping[str, Any]) -> Table:
         block = Table.grid(padding=(0, 2))

@@ -35,25 +35,33 @@ class Reporter:
     """
 
     def __init__(
-        self, config: Any, run: WorkDir, exam: Examination, *, start: int, dropped: int
+        self,
+        config: Any,
+        run: WorkDir,
+        exam: Examination,
+        memory: Memory,
+        *,
+        start: int,
+        dropped: int,
     ) -> None:
         """
         Args:
           config: the configuration.
           run: the open work directory.
           exam: what evaluations ask.
+          memory: pass rates and buffer before the first step; the loop goes on with them.
           start: steps that were done before.
           dropped: training problems that were left out as too long.
         """
         self._config = config
         self._run = run
         self._exam = exam
-        self._start = start
         self._dropped = dropped
         self._progress = Progress(config.train.steps, done=start, every=config.logging.every)
         self._times: defaultdict[str, float] = defaultdict(float)
         self._began = time.monotonic()
-        self._replaced = 0
+        self._memory = memory
+        self._replaced = memory.buffer.replaced  # a resumed buffer has a past
         self._stop = False
         self._handlers: dict[int, Any] = {}
 
@@ -102,7 +110,6 @@ class Reporter:
         self,
         step: int,
         state: TrainState,
-        memory: Memory,
         problems: Sequence[Problem],
         rollouts: Rollouts,
         answers: Answers,
@@ -116,7 +123,6 @@ class Reporter:
         Args:
           step: number of the step.
           state: after the update.
-          memory: pass rates and buffer, this step's included.
           problems, rollouts, answers, decision: of the step.
           added: successes that entered the buffer.
           numbers: metrics of the update, on the host.
@@ -131,8 +137,8 @@ class Reporter:
         """
         config = self._config
         last = step == config.train.steps
-        memory.tokens_total += int(answers.lengths.sum())
-        row = self._row(step, memory, answers, decision, added, numbers)
+        self._memory.tokens_total += int(answers.lengths.sum())
+        row = self._row(step, answers, decision, added, numbers)
         evaluated = None
         if last or _due(step, config.evaluation.every):
             row |= self._evaluate(step, state)
@@ -141,10 +147,11 @@ class Reporter:
         self._progress.update(step, row)
         if _due(step, config.logging.samples_every):
             self._write_samples(step, problems, rollouts, answers, decision, details)
+        stopping = self._stop  # a request that comes from here on waits for the next step
         skipped = int(state.skipped)
         failed = skipped >= config.train.max_skipped
-        if failed or last or self._stop or _due(step, config.checkpoint.every):
-            self._run.save(step, state, memory, evaluated)
+        if failed or last or stopping or _due(step, config.checkpoint.every):
+            self._run.save(step, state, self._memory, evaluated)
         if failed:
             raise RunStopped(
                 f"step {step}: {skipped} updates in a row had a gradient that is not finite; the "
@@ -152,10 +159,10 @@ class Reporter:
                 "an earlier step"
             )
         metrics.check_finite(row, step)
-        if self._stop:
+        if stopping:
             self._run.writer.event("stop", step)
             self._progress.print(f"stopped after step {step}; the same command goes on from there")
-        return self._stop
+        return stopping
 
     def end(self) -> None:
         """The table of before and after."""
@@ -172,7 +179,6 @@ class Reporter:
     def _row(
         self,
         step: int,
-        memory: Memory,
         answers: Answers,
         decision: Decision,
         added: int,
@@ -190,8 +196,8 @@ class Reporter:
             hard_below=bins.hard_below,
         )
         row |= summary.teacher_metrics(decision.choice)
-        row |= summary.memory_metrics(memory, step, added, self._replaced)
-        self._replaced = memory.buffer.replaced
+        row |= summary.memory_metrics(self._memory, step, added, self._replaced)
+        self._replaced = self._memory.buffer.replaced
         row |= {f"time/{phase}": seconds for phase, seconds in self._times.items()}
         row["time/total"] = time.monotonic() - self._began
         row["rollout/tokens_per_second"] = row["rollout/tokens"] / max(self._times["rollout"], 1e-9)

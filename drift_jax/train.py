@@ -40,14 +40,14 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     model, params = assemble.open_model(config, tokenizer, mesh)
     sampler = assemble.make_sampler(config, model, mesh)
     update_step = assemble.make_update(config, model)
+    exam = evaluate.examination(config, model, tokenizer, mesh)
 
     # ---- state: that of the newest checkpoint, of a fork, or a fresh one
     run = WorkDir(workdir, config, fingerprint=stream.fingerprint, fork=fork)
     memory = assemble.make_memory(config)
     state, start = run.restore(assemble.open_state(config, params, mesh, model), memory)
     del params  # they live on in the state
-    exam = evaluate.examination(config, model, tokenizer, mesh)
-    with Reporter(config, run, exam, start=start, dropped=dropped) as report:
+    with Reporter(config, run, exam, memory, start=start, dropped=dropped) as report:
         if start == 0:
             report.begin(
                 state, evaluate.measure_gate(config, model, state.trainable, tokenizer, mesh)
@@ -113,9 +113,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
                 )
                 numbers = jax.device_get(numbers)
 
-            if report.step(
-                step, state, memory, asked, rollouts, answers, decision, kept, numbers, details
-            ):
+            if report.step(step, state, asked, rollouts, answers, decision, kept, numbers, details):
                 return False
         report.end()
     return True

@@ -100,6 +100,7 @@ def make_update(
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
     teacher_rate: float,
+    placement: TrainState | None = None,
 ) -> UpdateFunction:
     """Builds the jitted update.
 
@@ -110,6 +111,8 @@ def make_update(
       optimizer: gives the direction of the step.
       learning_rate: rate at a training step, from 1.
       teacher_rate: share of the new student that enters the EMA teacher each step; 0 freezes it.
+      placement: shardings of the state, which it then keeps; None leaves them to the compiler. On a
+        mesh, a state that comes back in other places than it went in compiles the next step again.
 
     Returns:
       update(state, batch) -> (state, metrics, details). The state's buffers are reused. `details`
@@ -119,7 +122,7 @@ def make_update(
 
     def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, Details]:
         gradient, details = _accumulate(state, batch, model, settings, compute)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm)
         step = state.step + 1
         rate = learning_rate(step)
@@ -153,7 +156,8 @@ def make_update(
         }
         return state, metrics, details
 
-    return jax.jit(update, donate_argnums=(0,))
+    out_shardings = None if placement is None else (placement, None, None)
+    return jax.jit(update, donate_argnums=(0,), out_shardings=out_shardings)
 
 
 def _accumulate(

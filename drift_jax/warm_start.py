@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from drift_jax import assemble, batching, command, evaluate, models, optimizer, sharding, update
 from drift_jax.config import ConfigError
@@ -21,8 +20,6 @@ from drift_jax.data import prompting, toolcalls
 from drift_jax.types import Rollouts
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt and response, token ids
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the result; DIR/model must not exist.")
 
 
 def train(config: Any, workdir: str) -> None:
@@ -149,9 +146,9 @@ def main(config: Any) -> None:
     from drift_jax import config as configs
 
     configs.validate(config, device_count=jax.device_count())
-    if _WORKDIR.value is None:
+    if command.WORKDIR.value is None:
         raise ConfigError(f"--workdir is missing; for example: {command.example(__doc__ or '')}")
-    train(config, _WORKDIR.value)
+    train(config, command.WORKDIR.value)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ A directory belongs to one configuration: starting there again resumes it, start
 there is refused before anything is written.
 """
 
+import functools
 import importlib.metadata
 import json
 import pathlib
@@ -34,23 +35,40 @@ def check(workdir: str, config: Any, fork: Fork | None) -> None:
 
     Raises:
       ConfigError: it cannot be written, or it holds a run of another configuration (which fields
-        differ, and which of them may), or a fork was asked for where a run is.
+        differ, and which of them may) or of another origin than this fork.
     """
     folder = check_writable(workdir)
     file = folder / "config.json"
     if not file.exists():
         return
-    if fork is not None and Checkpoints(folder).latest_step() is None:
-        raise ConfigError(f"{workdir} holds a run already; fork into a new --workdir")
     try:
-        old = json.loads(file.read_text(encoding="utf-8"))["config"]
+        record = json.loads(file.read_text(encoding="utf-8"))
+        old, lineage = record["config"], record["lineage"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{file} is damaged ({error}); move it away or choose another --workdir"
         ) from None
+    _check_origin(workdir, lineage, fork)
     may, must_not = configs.changed_fields(old, config.to_dict())
     if must_not:
         raise ConfigError(configs.resume_refusal(workdir, may, must_not))
+
+
+def _check_origin(workdir: str, lineage: Mapping[str, Any] | None, fork: Fork | None) -> None:
+    """The same command goes on with its own fork; any other one must not touch it."""
+    if fork is not None:
+        wanted = (str(fork.workdir.absolute()), fork.step)
+        # A fork of the newest step goes on from the one that it found when it began.
+        if lineage is None or wanted not in (
+            (lineage["directory"], lineage["step"]),
+            (lineage["directory"], None),
+        ):
+            raise ConfigError(f"{workdir} holds a run already; fork into a new --workdir")
+    elif lineage is not None and Checkpoints(workdir).latest_step() is None:
+        raise ConfigError(
+            f"{workdir} holds a fork without a checkpoint of its own; add "
+            f"--fork_from={lineage['directory']}@{lineage['step']}"
+        )
 
 
 class WorkDir:
@@ -59,7 +77,7 @@ class WorkDir:
     def __init__(
         self, workdir: str, config: Any, *, fingerprint: str, fork: Fork | None = None
     ) -> None:
-        """Opens or makes the directory; call `check` before.
+        """Opens the directory, which is made at the first write; call `check` before.
 
         Args:
           workdir: the folder.
@@ -71,15 +89,18 @@ class WorkDir:
         self._config = config
         self._fingerprint = fingerprint
         self._fork = fork
-        self.path.mkdir(parents=True, exist_ok=True)
         section = config.checkpoint
-        self.writer = MetricsWriter(workdir, tensorboard=config.logging.tensorboard)
         self.checkpoints = Checkpoints(
             workdir,
             keep_last=section.keep_last,
             keep_best=section.keep_best,
-            on_event=self.writer.event,
+            on_event=lambda kind, step, details: self.writer.event(kind, step, details),
         )
+
+    @functools.cached_property
+    def writer(self) -> MetricsWriter:
+        """Writes the metrics; opened at its first use, so that a refused run leaves no trace."""
+        return MetricsWriter(self.path, tensorboard=self._config.logging.tensorboard)
 
     def restore(self, state: TrainState, memory: Memory) -> tuple[TrainState, int]:
         """State and step to go on from: the newest valid checkpoint, a fork, or `state` itself.
@@ -112,9 +133,10 @@ class WorkDir:
         if lineage or not (self.path / "config.json").exists():
             self._write_config(lineage)
         self._cut_back(host["metrics_bytes"], host["files"])
-        self.writer.event(
-            "fork" if lineage else "resume", step, {"packages": _versions(), **(lineage or {})}
-        )
+        if lineage or step < self._config.train.steps:
+            self.writer.event(
+                "fork" if lineage else "resume", step, {"packages": _versions(), **(lineage or {})}
+            )
         return state, step
 
     def save(
@@ -151,6 +173,7 @@ class WorkDir:
             "devices": [str(device) for device in jax.devices()],
             "lineage": lineage,
         }
+        self.path.mkdir(parents=True, exist_ok=True)
         partial = self.path / "config.json.partial"
         partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
         partial.rename(self.path / "config.json")

@@ -482,7 +482,7 @@ def test_the_papers_setting_is_complete():
 def test_runlocal_is_tiny_and_needs_no_files(devices):
     config = load(f"{ROOT / 'configs' / 'qwen3_8b.py'}:runlocal,method=sdpo")
     assert validate(config, device_count=devices, problem_count=256) is None
-    assert config.model.init == "random"
+    assert config.model.path == "quickstart_base"
     assert config.model.compute_dtype == "float32"
     assert config.train.steps * config.rollout.problems_per_step * config.rollout.group_size < 100
     assert 0 < config.curriculum.warmup_steps < config.train.steps  # both stages are run

@@ -53,6 +53,11 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
             f"no tokenizer at {path}: it is not a folder; "
             "expected a local folder with tokenizer.json and tokenizer_config.json"
         )
+    # Where a model's config.json lies, transformers makes an empty tokenizer out of nothing else.
+    if not (Path(path) / "tokenizer.json").is_file():
+        raise ValueError(
+            f"no tokenizer in {path}: expected tokenizer.json and tokenizer_config.json"
+        )
     with quiet_import():
         from transformers import AutoTokenizer
     try:

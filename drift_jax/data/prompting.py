@@ -53,11 +53,6 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
             f"no tokenizer at {path}: it is not a folder; "
             "expected a local folder with tokenizer.json and tokenizer_config.json"
         )
-    # Where a model's config.json lies, transformers makes an empty tokenizer out of nothing else.
-    if not (Path(path) / "tokenizer.json").is_file():
-        raise ValueError(
-            f"no tokenizer in {path}: expected tokenizer.json and tokenizer_config.json"
-        )
     with quiet_import():
         from transformers import AutoTokenizer
     try:
@@ -70,10 +65,12 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerFast":
             f"no tokenizer could be read from {path} ({reason}); "
             "expected tokenizer.json and tokenizer_config.json"
         ) from error
+    # Without the file, transformers makes an empty tokenizer for the model type in config.json.
+    file = Path(path) / "tokenizer.json"
     missing = [
         name
         for name, found in (
-            ("fast tokenizer (tokenizer.json)", tokenizer.is_fast),
+            ("fast tokenizer (tokenizer.json)", tokenizer.is_fast and file.is_file()),
             ("chat template (chat_template.jinja)", tokenizer.chat_template),
             ("end token (eos_token in tokenizer_config.json)", tokenizer.eos_token_id is not None),
         )

@@ -81,6 +81,19 @@ def open_problems(config: Any, tokenizer: Any, split: str) -> tuple[list[Problem
         )
 
 
+def check_teacher_prompts(config: Any, tokenizer: Any, problems: Sequence[Problem]) -> None:
+    """Raises ConfigError if the longest problem leaves no room in the teacher's prompt."""
+    if configs.needs_teacher(config):
+        with boundary():
+            prompting.render_teacher(
+                tokenizer,
+                max(problems, key=lambda problem: len(problem.messages[-1]["content"])),
+                demonstration="",
+                max_tokens=config.teacher.max_prompt_tokens,
+                thinking=config.data.thinking,
+            )
+
+
 def make_mesh(config: Any) -> Mesh:
     """The device mesh of the `mesh` section."""
     return sharding.make_mesh(

@@ -166,6 +166,11 @@ def evaluate(
         "eval/truncated_fraction": float(1 - answers.finished.mean()),
         "eval/well_formed_fraction": float(answers.well_formed.mean()),
     }
+    metrics |= {
+        f"eval/{level}/mean@{k}": mean_at_k(rewards).value
+        for level, rewards in by_level(exam.problems, answers.rewards).items()
+        if level != "all"
+    }
     order = [
         teacher.preference_order(*group, sibling="shortest")
         for group in zip(answers.rewards, answers.entropies, answers.lengths, strict=True)

@@ -37,7 +37,6 @@ METRICS: dict[str, str] = {
     "rollout/well_formed_fraction": "Share of rollouts that have the form of an answer.",
     "rollout/response_length_mean": "Mean response length, in tokens, stop token included.",
     "rollout/response_length_max": "Longest response, in tokens.",
-    "rollout/prompt_length_mean": "Mean prompt length, in tokens.",
     "rollout/truncated_fraction": "Share of rollouts that reach the limit without a stop token.",
     "rollout/tokens": "Sampled tokens of this step.",
     "rollout/tokens_total": "Sampled tokens of the run so far.",
@@ -57,8 +56,6 @@ METRICS: dict[str, str] = {
     "teacher/buffer_fraction": "Share of rollouts taught by a buffer entry.",
     "teacher/entropy": "Mean entropy of the teacher over distilled tokens, in nats.",
     "teacher/divergence": "Mean divergence of student and teacher over those tokens, in nats.",
-    "teacher/shortened_fraction": "Share of teacher contexts whose demonstration was shortened.",
-    "teacher/distance": "Root mean square of teacher minus student parameters.",
     "teacher/gap": "eval/teacher_mean@k less the student's mean on the same problems.",
     "buffer/problems": "Problems with at least one entry in the success buffer.",
     "buffer/entries": "Entries in the success buffer (Figure 4).",
@@ -81,37 +78,22 @@ METRICS: dict[str, str] = {
     "actor/entropy": "Mean entropy of the policy over response tokens, in nats (Figure 4).",
     "actor/log_prob_mean": "Mean log-prob of the response tokens, in nats.",
     "actor/grad_norm": "Global norm of the gradient before clipping.",
-    "actor/update_norm": "Global norm of the change of the parameters.",
-    "actor/parameter_norm": "Global norm of the parameters.",
     "actor/learning_rate": "Learning rate of this step.",
-    "actor/ratio_max": "Largest ratio of new to old probability; 1 in an on-policy update.",
-    "actor/clip_fraction": "Share of policy-gradient tokens whose ratio was clipped.",
     "actor/update_skipped": "1 when the update was skipped because it was not finite, else 0.",
-    "actor/updates_skipped_in_row": "Skipped updates in a row, this one included.",
     "sampler/log_prob_gap_max": "Largest difference of sampler and trainer log-prob, in nats.",
     "sampler/log_prob_gap_mean": "Mean absolute difference of the two, in nats.",
     "data/dropped_prompts": "Training problems dropped because their prompt is too long.",
-    "compile/executables": "Compiled forms of the update so far; constant after the first epoch.",
     "time/{phase}": "Wall-clock time of that part of the step, in seconds.",
     "time/total": "Wall-clock time since the process started, in seconds.",
-    "memory/host_bytes": "Resident memory of the process, in bytes.",
-    "memory/device_bytes": "Largest memory in use on a device, in bytes.",
     "eval/mean@{k}": "Mean reward of k samples per held-out problem.",
     "eval/best@{k}": "Expected best of k samples, by the reference's seeded bootstrap.",
-    "eval/worst@{k}": "Expected worst of k samples, likewise.",
-    "eval/maj@{k}": "Expected reward of the majority answer of k samples, likewise.",
-    "eval/pass@{k}": "Chance that one of k samples is correct, unbiased estimate.",
     "eval/{level}/mean@{k}": "eval/mean@k of the problems of that level or sub-task.",
-    "eval/{level}/best@{k}": "eval/best@k of the problems of that level or sub-task.",
     "eval/teacher_mean@{k}": "Mean reward of the student with sibling or buffer context.",
     "eval/teacher_problems": "Share of the evaluated problems that have such a context.",
     "eval/gold_mean@{k}": "Mean reward with the gold solution in context (the warm start's gate).",
     "eval/length_mean": "Mean response length of the evaluation, in tokens.",
     "eval/truncated_fraction": "Share of evaluation samples without a stop token.",
     "eval/well_formed_fraction": "Share of evaluation samples that have the form of an answer.",
-    "warm_start/loss": "Cross-entropy per response token of the warm start, in nats.",
-    "warm_start/plain_loss": "The same on batches without a reference.",
-    "warm_start/reference_loss": "The same on batches with a reference in the prompt.",
 }
 
 # Undefined, and so allowed to be non-finite, in a step whose update was skipped.
@@ -178,6 +160,7 @@ class MetricsWriter:
         self._active = active
         self._use_tensorboard = tensorboard and active
         self._tensorboard: Any = None
+        self._summary: Any = None
         self._metrics: IO[bytes] | None = None
         self._events: IO[bytes] | None = None
         self._last_step: int | None = None
@@ -275,14 +258,22 @@ class MetricsWriter:
         if self._tensorboard is None:
             # Imported late: it takes a while, and many users of this module do not need it.
             from tensorboardX import SummaryWriter
+            from tensorboardX.proto.summary_pb2 import Summary
 
+            self._summary = Summary
             # Steps from here on that an earlier process wrote are hidden. The name of the file has
             # whole seconds only, and a second process in the same second would overwrite it.
             folder, suffix = str(self._workdir / "tensorboard"), f".{time.time_ns()}"
             self._tensorboard = SummaryWriter(folder, purge_step=step, filename_suffix=suffix)
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._tensorboard.add_scalar(name, value, step)
+        # Not `add_scalar`, which writes eval/mean@8 as eval/mean_8.
+        summary = self._summary(
+            value=[
+                self._summary.Value(tag=name, simple_value=value)
+                for name, value in values.items()
+                if math.isfinite(value)
+            ]
+        )
+        self._tensorboard.file_writer.add_summary(summary, step)
 
 
 # ---- samples ------------------------------------------------------------------------------------

@@ -105,6 +105,7 @@ class Reporter:
         if self._config.evaluation.at_start:
             row |= self._evaluate(0, state)
         self._run.writer.write(0, row)
+        self._times.clear()
 
     def step(
         self,
@@ -147,7 +148,8 @@ class Reporter:
         self._progress.update(step, row)
         if _due(step, config.logging.samples_every):
             self._write_samples(step, problems, rollouts, answers, decision, details)
-        stopping = self._stop  # a request that comes from here on waits for the next step
+        # A request that comes from here on waits for the next step; after the last there is none.
+        stopping = self._stop and not last
         skipped = int(state.skipped)
         failed = skipped >= config.train.max_skipped
         if failed or last or stopping or _due(step, config.checkpoint.every):

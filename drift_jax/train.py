@@ -32,6 +32,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     stop_tokens = prompting.stop_tokens(tokenizer)
     problems, dropped = assemble.open_problems(config, tokenizer, "train")
     configs.validate(config, device_count=jax.device_count(), problem_count=len(problems))
+    assemble.check_teacher_prompts(config, tokenizer, problems)
     stream = ProblemStream(problems, config.seed, config.rollout.problems_per_step)
     warmup_steps = configs.warmup_length(config, stream.steps_per_epoch)
     warmup, mixed = assemble.stages(config)
@@ -112,6 +113,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
                     state, sharding.put_batch(mesh, batch, axis=1)
                 )
                 numbers = jax.device_get(numbers)
+            numbers |= {"train/epoch": stream.epoch(step), "train/stage": 1 + (step > warmup_steps)}
 
             if report.step(step, state, asked, rollouts, answers, decision, kept, numbers, details):
                 return False

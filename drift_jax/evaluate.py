@@ -1,23 +1,30 @@
-"""Evaluation: how good a policy is, how strong its self-teacher, and the statistics of both.
+"""Evaluate a checkpoint of a run, or any Hugging Face folder, on the problems of a task.
 
-The statistics (`mean_at_k`, `best_at_k`, ...) are numpy functions of [problem, sample] arrays and
-are re-exported here under the names that users import.
+    python -m drift_jax.evaluate --config=configs/quickstart.py --workdir=runs/quickstart
+
+  --config=FILE[:ARGS]   the run's experiment file; `evaluation.*` says how many samples and how
+  --workdir=DIR          the run; its newest checkpoint is evaluated, results go to DIR/evaluate
+  --step=N|best          another checkpoint of it
+  --model=HF_DIR         a checkpoint folder instead; results still go to --workdir
+  --against=FILE         compare with the result of another evaluation: paired difference, p-value
+
+All samples are kept. An interrupted evaluation goes on where it stopped. The statistics that the
+table is made of are functions of [problem, sample] arrays, and importable from here.
 """
 
-import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from jax.sharding import Mesh
+import jax
+from absl import flags
 
-from drift_jax import assemble, teacher
-from drift_jax.data import prompting, toolcalls
-from drift_jax.grading import Answers, grade
-from drift_jax.models.transformer import ModelConfig, Params
-from drift_jax.sampling import Sampler, random_streams
+from drift_jax import assemble, command, examination, scorecard
+from drift_jax import config as configs
+from drift_jax.checkpoint import CheckpointError, Checkpoints
+from drift_jax.config import ConfigError
+from drift_jax.examination import Examination
+from drift_jax.models.transformer import Params
 from drift_jax.statistics import Estimate as Estimate
 from drift_jax.statistics import best_at_k as best_at_k
 from drift_jax.statistics import majority_at_k as majority_at_k
@@ -25,263 +32,140 @@ from drift_jax.statistics import mean_at_k as mean_at_k
 from drift_jax.statistics import paired_difference as paired_difference
 from drift_jax.statistics import pass_at_k as pass_at_k
 from drift_jax.statistics import worst_at_k as worst_at_k
-from drift_jax.types import Problem
 
-# A self-teacher that cannot use a solution it is shown has nothing to teach: measured on generated
-# tasks, students of teachers under this pass rate did not improve by distillation.
-TEACHER_GATE = 0.85
-GATE_SAMPLES = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class Examination:
-    """A fixed set of problems and the way of sampling answers to them."""
-
-    tokenizer: Any
-    problems: Sequence[Problem]
-    sampler: Sampler
-    teacher_sampler: Sampler
-    seed: int
-    samples: int
-    teacher_samples: int
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    teacher_prompt_tokens: int
-    thinking: bool
-    remove_thinking: bool
-
-    def student(self, params: Params, step: int) -> Answers:
-        """Answers to the bare problems."""
-        prompts = [
-            prompting.render(self.tokenizer, problem, thinking=self.thinking)
-            for problem in self.problems
-        ]
-        return self._answer(
-            self.sampler, params, self.problems, prompts, self.samples, f"eval/{step}"
-        )
-
-    def with_solutions(
-        self, params: Params, problems: Sequence[Problem], solutions: Sequence[str], step: int
-    ) -> Answers:
-        """Answers to problems whose prompt also shows a solution, as the self-teacher's does."""
-        prompts = [
-            prompting.render_teacher(
-                self.tokenizer,
-                problem,
-                solution,
-                max_tokens=self.teacher_prompt_tokens,
-                thinking=self.thinking,
-                remove_thinking=self.remove_thinking,
-            )
-            for problem, solution in zip(problems, solutions, strict=True)
-        ]
-        purpose = f"teacher/{step}"
-        return self._answer(
-            self.teacher_sampler, params, problems, prompts, self.teacher_samples, purpose
-        )
-
-    def _answer(
-        self,
-        sampler: Sampler,
-        params: Params,
-        problems: Sequence[Problem],
-        prompts: Sequence[np.ndarray],
-        samples: int,
-        purpose: str,
-    ) -> Answers:
-        rollouts = sampler.generate(
-            params,
-            prompts,
-            group_size=samples,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            stop_tokens=prompting.stop_tokens(self.tokenizer),
-            stream=random_streams(
-                self.seed, 0, [problem.id for problem in problems], purpose=purpose
-            ),
-        )
-        return grade(self.tokenizer, problems, rollouts)
+_STEP = flags.DEFINE_string("step", None, "Checkpoint to evaluate: a step, or best.")
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face folder to evaluate instead of a run.")
+_AGAINST = flags.DEFINE_string(
+    "against", None, "Result file of another evaluation to compare with."
+)
 
 
-def examination(
-    config: Any, model: ModelConfig, tokenizer: Any, mesh: Mesh, *, split: str | None = None
-) -> Examination:
-    """The examination of the `evaluation` section.
+def evaluate(config: Any, workdir: str, *, step: str | None, model: str | None) -> pathlib.Path:
+    """Evaluates and prints the scorecard.
 
     Args:
-      config: the configuration.
-      model: the sizes.
-      tokenizer: of the model.
-      mesh: where it runs.
-      split: which problems; None is evaluation.split.
-    """
-    section = config.evaluation
-    problems, _ = assemble.open_problems(config, tokenizer, split or section.split)
-    return Examination(
-        tokenizer=tokenizer,
-        problems=problems[: section.max_problems or None],
-        sampler=assemble.make_sampler(config, model, mesh),
-        teacher_sampler=assemble.make_sampler(config, model, mesh, teacher=True),
-        seed=config.seed,
-        samples=section.samples,
-        teacher_samples=section.teacher_samples,
-        max_new_tokens=config.rollout.max_new_tokens,
-        temperature=section.temperature,
-        top_p=section.top_p,
-        top_k=section.top_k,
-        teacher_prompt_tokens=config.teacher.max_prompt_tokens,
-        thinking=config.data.thinking,
-        remove_thinking=config.teacher.remove_thinking,
-    )
-
-
-def evaluate(
-    exam: Examination, student: Params, self_teacher: Params | None, step: int
-) -> tuple[dict[str, float], Answers]:
-    """Metrics of the student and, with a sibling in context, of its self-teacher.
-
-    The teacher is asked about the problems that the student solved at least once in this
-    evaluation, with the shortest of these answers in its prompt; its gap is to the student on the
-    same problems.
-
-    Args:
-      exam: what is asked.
-      student: parameters of the policy.
-      self_teacher: parameters of the teacher; None skips it.
-      step: training step; it enters the random numbers.
+      config: the configuration; `evaluation.split` says which problems.
+      workdir: of the run, and where the result goes.
+      step: a step or "best"; None is the newest checkpoint.
+      model: a checkpoint folder to evaluate instead.
 
     Returns:
-      Metrics (`eval/...`, `teacher/gap`) and the student's answers.
+      The result file: a JSON object a problem, a line each.
     """
-    answers = exam.student(student, step)
-    k = exam.samples
-    metrics = {
-        f"eval/mean@{k}": mean_at_k(answers.rewards).value,
-        f"eval/best@{k}": best_at_k(answers.rewards, k).value,
-        "eval/length_mean": float(answers.lengths.mean()),
-        "eval/truncated_fraction": float(1 - answers.finished.mean()),
-        "eval/well_formed_fraction": float(answers.well_formed.mean()),
-    }
-    metrics |= {
-        f"eval/{level}/mean@{k}": mean_at_k(rewards).value
-        for level, rewards in by_level(exam.problems, answers.rewards).items()
-        if level != "all"
-    }
-    order = [
-        teacher.preference_order(*group, sibling="shortest")
-        for group in zip(answers.rewards, answers.entropies, answers.lengths, strict=True)
-    ]
-    solved = [row for row, chosen in enumerate(order) if len(chosen)]
-    if self_teacher is not None and exam.teacher_samples and solved:
-        shown = [answers.responses[row][order[row][0]] for row in solved]
-        taught = exam.with_solutions(
-            self_teacher, [exam.problems[row] for row in solved], shown, step
-        )
-        mean = float(taught.rewards.mean())
-        metrics |= {
-            f"eval/teacher_mean@{exam.teacher_samples}": mean,
-            "eval/teacher_problems": len(solved) / len(exam.problems),
-            "teacher/gap": mean - float(answers.rewards[solved].mean()),
-        }
-    return metrics, answers
-
-
-def write_result(
-    folder: pathlib.Path, exam: Examination, answers: Answers, metrics: dict[str, float], step: int
-) -> None:
-    """Writes `folder`/<step>.json: the aggregates, and every sample of every problem."""
+    if model is not None:
+        configs.assign(config, {"model.path": model, "model.init": "checkpoint"})
+    tokenizer = assemble.open_tokenizer(config)
+    training, _ = assemble.open_problems(config, tokenizer, "train")
+    mesh = assemble.make_mesh(config)
+    sizes, params = assemble.open_model(config, tokenizer, mesh)
+    exam = examination.examination(config, sizes, tokenizer, mesh)
+    name = pathlib.Path(model).name if model is not None else ""
+    if model is None:
+        checkpoints = Checkpoints(workdir)
+        number = _choose_step(checkpoints, workdir, step)
+        template = assemble.open_state(config, params, mesh, sizes)
+        restored = checkpoints.restore(template, number)
+        assert restored is not None  # `number` is one of its steps
+        params, name = restored[0].trainable, str(number)
+    folder = command.check_writable(workdir) / "evaluate"
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {
-            "id": problem.id,
-            "level": problem.level,
-            "rewards": answers.rewards[i].tolist(),
-            "predictions": answers.predictions[i],
-            "responses": answers.responses[i],
-            "lengths": answers.lengths[i].tolist(),
-            "finished": answers.finished[i].tolist(),
-        }
-        for i, problem in enumerate(exam.problems)
-    ]
-    text = json.dumps({"step": step, "metrics": metrics, "problems": rows}, ensure_ascii=False)
-    partial = folder / f"{step}.json.partial"
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.rename(folder / f"{step}.json")
+    file = folder / f"{config.evaluation.split}_{name}.jsonl"
+    rows = complete(exam, params, file, config.evaluation.problems_per_batch)
+    print(scorecard.text(rows, exam.problems, training))
+    print(f"every sample is in {file}")
+    return file
 
 
-def by_level(problems: Sequence[Problem], rewards: np.ndarray) -> dict[str, np.ndarray]:
-    """Rewards of all problems and of each level, in order of appearance. [problem, sample] each"""
-    levels = dict.fromkeys(problem.level for problem in problems)
-    groups = {"all": rewards}
-    if len(levels) > 1:
-        rows = np.array([problem.level for problem in problems])
-        groups |= {level: rewards[rows == level] for level in levels}
-    return groups
+def complete(
+    exam: Examination, params: Params, file: pathlib.Path, problems_per_batch: int
+) -> list[dict[str, Any]]:
+    """The rows of an evaluation; those that `file` has already are not sampled again.
 
+    Args:
+      exam: what is asked, and how.
+      params: of the policy.
+      file: JSON lines; the first says how was sampled, then comes one a problem.
+      problems_per_batch: problems between two appends.
 
-@dataclasses.dataclass(frozen=True)
-class Gate:
-    """Whether a base policy can start to teach itself.
-
-    Attributes:
-      base: pass rate on the bare problems.
-      taught: pass rate with the gold solution in the prompt.
-      levels: both by level.
+    Raises:
+      ConfigError: if the file was sampled in another way.
     """
+    settings = exam.settings()
+    known = _read(file, settings)
+    if not known:
+        file.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
+    left = [problem for problem in exam.problems if problem.id not in known]
+    for start in range(0, len(left), problems_per_batch):
+        asked = left[start : start + problems_per_batch]
+        rows = examination.result_rows(asked, exam.student(params, 0, asked))
+        with file.open("a", encoding="utf-8") as out:
+            out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        known |= {row["id"]: row for row in rows}
+    return [known[problem.id] for problem in exam.problems]
 
-    base: float
-    taught: float
-    levels: dict[str, tuple[float, float]]
 
-    @property
-    def passed(self) -> bool:
-        """Whether the self-teacher uses the solution it is shown."""
-        return self.taught >= TEACHER_GATE
-
-    def __str__(self) -> str:
-        levels = ", ".join(f"{level} {a:.2f} -> {b:.2f}" for level, (a, b) in self.levels.items())
-        levels = f" ({levels})" if levels else ""
-        verdict = (
-            f"at least {TEACHER_GATE}: the self-teacher can teach"
-            if self.passed
-            else f"under {TEACHER_GATE}: the self-teacher cannot teach; warm-start the base longer"
+def _read(file: pathlib.Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Rows of an earlier, perhaps interrupted, evaluation by id; a half-written last line is cut."""
+    if not file.is_file():
+        return {}
+    text = file.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole, encoding="utf-8")
+    first, *rows = [json.loads(line) for line in whole.splitlines()] or [{}]
+    if first.get("settings") != settings:
+        raise ConfigError(
+            f"{file} was sampled with {first.get('settings')} and this evaluation wants "
+            f"{settings}; move it away, or choose another --workdir"
         )
-        return (
-            f"gate: pass rate {self.base:.3f}, with the gold solution in context {self.taught:.3f}"
-            f"{levels}, {verdict}"
+    return {row["id"]: row for row in rows}
+
+
+def _choose_step(checkpoints: Checkpoints, workdir: str, step: str | None) -> int:
+    if step not in (None, "best") and not step.isdecimal():
+        raise ConfigError(f"--step is {step!r}; give a number, or best")
+    if step is None:
+        number = checkpoints.latest_step()
+    else:
+        number = checkpoints.best_step() if step == "best" else int(step)
+    if number is None or number not in checkpoints.steps():
+        raise ConfigError(
+            f"{workdir} has no checkpoint {step or ''}; present: {list(checkpoints.steps())}; "
+            "name the work directory of a run, or --model=HF_DIR"
         )
+    return number
 
 
-def measure_gate(
-    config: Any, model: ModelConfig, params: Params, tokenizer: Any, mesh: Mesh
-) -> Gate | None:
-    """Pass rates at temperature 1 on the validation problems, bare and with the gold solution.
+def compare(file: pathlib.Path, against: str) -> str:
+    """One line about the difference of two result files.
 
-    Returns None for a task without written-out gold solutions.
+    Raises:
+      ConfigError: if the other file is missing or of other problems.
     """
-    if config.task != "toolcalls":
-        return None
-    exam = dataclasses.replace(
-        examination(config, model, tokenizer, mesh, split="validation"),
-        samples=GATE_SAMPLES,
-        teacher_samples=GATE_SAMPLES,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=0,
+    other = pathlib.Path(against)
+    if not other.is_file():
+        raise ConfigError(f"--against={against} does not exist; name a result file (.jsonl)")
+    rows, others = (
+        [row for row in map(json.loads, path.read_text().splitlines()) if "id" in row]
+        for path in (file, other)
     )
-    base = exam.student(params, step=0).rewards
-    gold = [toolcalls.solution(problem) for problem in exam.problems]
-    taught = exam.with_solutions(params, exam.problems, gold, step=0).rewards
-    levels = {
-        level: (float(rewards.mean()), float(other.mean()))
-        for (level, rewards), other in zip(
-            by_level(exam.problems, base).items(),
-            by_level(exam.problems, taught).values(),
-            strict=True,
-        )
-    }
-    return Gate(*levels.pop("all"), levels=levels)
+    with assemble.boundary():
+        difference, p_value = scorecard.paired_test(rows, others)
+    return f"difference to {other}: {difference}, p = {p_value:.4f} (sign flips over problems)"
+
+
+def main(config: Any) -> None:
+    """Checks the flags and evaluates."""
+    if command.WORKDIR.value is None:
+        raise ConfigError(f"--workdir is missing; for example: {command.example(__doc__ or '')}")
+    configs.validate(config, device_count=jax.device_count())
+    try:
+        file = evaluate(config, command.WORKDIR.value, step=_STEP.value, model=_MODEL.value)
+    except CheckpointError as error:
+        raise ConfigError(str(error)) from None
+    if _AGAINST.value is not None:
+        print(compare(file, _AGAINST.value))
+
+
+if __name__ == "__main__":
+    command.run(main, __doc__ or "")

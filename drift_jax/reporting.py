@@ -12,9 +12,9 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from drift_jax import evaluate, metrics, summary
+from drift_jax import examination, metrics, statistics, summary
 from drift_jax.decision import Decision
-from drift_jax.evaluate import Examination, Gate
+from drift_jax.examination import Examination, Gate
 from drift_jax.grading import Answers
 from drift_jax.memory import Memory
 from drift_jax.progress import Progress, Row, final_table
@@ -98,7 +98,7 @@ class Reporter:
         row: dict[str, float] = {"data/dropped_prompts": float(self._dropped)}
         if gate is not None:
             self._progress.print(str(gate))
-            row[f"eval/gold_mean@{evaluate.GATE_SAMPLES}"] = gate.taught
+            row[f"eval/gold_mean@{examination.GATE_SAMPLES}"] = gate.taught
             self._run.writer.event(
                 "gate", 0, {"base": gate.base, "taught": gate.taught, "passed": gate.passed}
             )
@@ -208,8 +208,8 @@ class Reporter:
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         with self.clock("evaluate"):
-            row, answers = evaluate.evaluate(self._exam, state.trainable, state.teacher, step)
-            evaluate.write_result(self._run.path / "eval", self._exam, answers, row, step)
+            row, answers = examination.examine(self._exam, state.trainable, state.teacher, step)
+            examination.write_result(self._run.path / "eval", self._exam, answers, row, step)
         k = self._config.evaluation.samples
         self._progress.print(
             f"step {step}: {self._config.evaluation.split} mean@{k} {row[f'eval/mean@{k}']:.3f}, "
@@ -248,23 +248,23 @@ class Reporter:
                 return []
             results.append(json.loads(file.read_text(encoding="utf-8"))["problems"])
         before, after = (np.array([problem["rewards"] for problem in found]) for found in results)
-        levels = evaluate.by_level(self._exam.problems, before)
+        levels = examination.by_level(self._exam.problems, before)
         k = self._config.evaluation.samples
         rows = []
         for (level, first), last in zip(
-            levels.items(), evaluate.by_level(self._exam.problems, after).values(), strict=True
+            levels.items(), examination.by_level(self._exam.problems, after).values(), strict=True
         ):
-            gain = evaluate.paired_difference(last, first)
+            gain = statistics.paired_difference(last, first)
             rows.append(
                 Row(
                     level,
                     f"mean@{k}",
-                    _interval(evaluate.mean_at_k(first)),
-                    _interval(evaluate.mean_at_k(last)),
+                    _interval(statistics.mean_at_k(first)),
+                    _interval(statistics.mean_at_k(last)),
                     _interval(gain),
                 )
             )
-        best = [_interval(evaluate.best_at_k(rewards, k)) for rewards in (before, after)]
+        best = [_interval(statistics.best_at_k(rewards, k)) for rewards in (before, after)]
         return [*rows, Row("all", f"best@{k}", *best)]
 
 
@@ -272,5 +272,5 @@ def _due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-def _interval(estimate: evaluate.Estimate) -> tuple[float, float, float]:
+def _interval(estimate: statistics.Estimate) -> tuple[float, float, float]:
     return estimate.value, estimate.low, estimate.high

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from drift_jax import assemble, buffer, evaluate, sharding
+from drift_jax import assemble, buffer, examination, sharding
 from drift_jax import config as configs
 from drift_jax.checkpoint import Fork
 from drift_jax.data import prompting
@@ -41,7 +41,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     model, params = assemble.open_model(config, tokenizer, mesh)
     sampler = assemble.make_sampler(config, model, mesh)
     update_step = assemble.make_update(config, model)
-    exam = evaluate.examination(config, model, tokenizer, mesh)
+    exam = examination.examination(config, model, tokenizer, mesh)
 
     # ---- state: that of the newest checkpoint, of a fork, or a fresh one
     run = WorkDir(workdir, config, fingerprint=stream.fingerprint, fork=fork)
@@ -51,7 +51,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     with Reporter(config, run, exam, memory, start=start, dropped=dropped) as report:
         if start == 0:
             report.begin(
-                state, evaluate.measure_gate(config, model, state.trainable, tokenizer, mesh)
+                state, examination.measure_gate(config, model, state.trainable, tokenizer, mesh)
             )
         for step in range(start + 1, config.train.steps + 1):
             stage = warmup if step <= warmup_steps else mixed

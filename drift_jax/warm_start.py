@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from drift_jax import assemble, batching, command, evaluate, models, optimizer, sharding, update
+from drift_jax import assemble, batching, command, examination, models, optimizer, sharding, update
 from drift_jax.config import ConfigError
 from drift_jax.data import prompting, toolcalls
 from drift_jax.types import Rollouts
@@ -47,7 +47,7 @@ def train(config: Any, workdir: str) -> None:
                 flush=True,
             )
     models.save(str(folder), model, state.trainable, tokenizer=tokenizer)
-    gate = evaluate.measure_gate(config, model, state.trainable, tokenizer, mesh)
+    gate = examination.measure_gate(config, model, state.trainable, tokenizer, mesh)
     print(f"{gate}\nsaved {folder}")
 
 

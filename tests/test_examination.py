@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from drift_jax import assemble, evaluate
-from drift_jax.evaluate import Examination, Gate
+from drift_jax import assemble, examination
+from drift_jax.examination import Examination, Gate
 from drift_jax.metrics import is_documented
 from drift_jax.models.transformer import ModelConfig, Params
 from drift_jax.types import Problem
@@ -28,7 +28,7 @@ class Parts:
             self.model: ModelConfig
             self.params: Params
             self.model, self.params = assemble.open_model(self.config, self.tokenizer, self.mesh)
-        self.exam: Examination = evaluate.examination(
+        self.exam: Examination = examination.examination(
             self.config, self.model, self.tokenizer, self.mesh
         )
 
@@ -40,7 +40,7 @@ def parts() -> Parts:
 
 @pytest.fixture(scope="module")
 def result(parts) -> tuple[dict[str, float], Any]:
-    return evaluate.evaluate(parts.exam, parts.params, parts.params, step=0)
+    return examination.examine(parts.exam, parts.params, parts.params, step=0)
 
 
 # ---- the evaluation -----------------------------------------------------------------------------
@@ -48,7 +48,7 @@ def result(parts) -> tuple[dict[str, float], Any]:
 
 def test_equal_seeds_give_equal_evaluations_and_other_seeds_and_steps_do_not(parts, result):
     metrics, answers = result
-    again, same = evaluate.evaluate(parts.exam, parts.params, parts.params, step=0)
+    again, same = examination.examine(parts.exam, parts.params, parts.params, step=0)
     assert again == metrics
     assert same.responses == answers.responses
     other = Parts(seed=1)
@@ -94,14 +94,14 @@ def test_without_a_self_teacher_nothing_is_said_of_one(parts, result, switched_o
         exam, teacher = parts.exam, None
     else:
         exam, teacher = Parts(evaluation__teacher_samples=0).exam, parts.params
-    metrics, _ = evaluate.evaluate(exam, parts.params, teacher, step=0)
+    metrics, _ = examination.examine(exam, parts.params, teacher, step=0)
     assert not [name for name in metrics if "teacher" in name]
     assert metrics["eval/mean@2"] == result[0]["eval/mean@2"]
 
 
 def test_the_result_file_holds_every_sample_of_every_problem(parts, result, tmp_path):
     metrics, answers = result
-    evaluate.write_result(tmp_path / "eval", parts.exam, answers, metrics, step=40)
+    examination.write_result(tmp_path / "eval", parts.exam, answers, metrics, step=40)
     assert [path.name for path in (tmp_path / "eval").iterdir()] == ["40.json"]
     written = json.loads((tmp_path / "eval" / "40.json").read_text(encoding="utf-8"))
     assert (written["step"], written["metrics"]) == (40, metrics)
@@ -124,7 +124,7 @@ def problems(*levels: str) -> list[Problem]:
 
 def test_rewards_are_split_by_level_in_order_of_appearance():
     rewards = np.array([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
-    groups = evaluate.by_level(problems("hard", "easy", "hard"), rewards)
+    groups = examination.by_level(problems("hard", "easy", "hard"), rewards)
     assert list(groups) == ["all", "hard", "easy"]
     np.testing.assert_array_equal(groups["all"], rewards)
     np.testing.assert_array_equal(groups["hard"], [[1, 0], [1, 1]])
@@ -132,7 +132,7 @@ def test_rewards_are_split_by_level_in_order_of_appearance():
 
 
 def test_problems_of_one_level_have_no_rows_of_their_own():
-    assert list(evaluate.by_level(problems("", ""), np.ones((2, 1)))) == ["all"]
+    assert list(examination.by_level(problems("", ""), np.ones((2, 1)))) == ["all"]
 
 
 # ---- the gate -----------------------------------------------------------------------------------
@@ -157,7 +157,7 @@ def test_the_gate_says_whether_the_teacher_can_teach(taught, passed, verdict):
 
 def test_the_gate_compares_the_base_with_and_without_the_gold_solution(parts):
     with small_run.one_device():
-        gate = evaluate.measure_gate(
+        gate = examination.measure_gate(
             parts.config, parts.model, parts.params, parts.tokenizer, parts.mesh
         )
     assert gate is not None
@@ -169,7 +169,7 @@ def test_the_gate_compares_the_base_with_and_without_the_gold_solution(parts):
 def test_a_task_without_written_out_solutions_has_no_gate(parts):
     config = small_run.config(task="biology")
     nothing: Any = None
-    assert evaluate.measure_gate(config, nothing, nothing, nothing, nothing) is None
+    assert examination.measure_gate(config, nothing, nothing, nothing, nothing) is None
 
 
 def test_only_the_first_problems_are_asked_where_so_many_are_wanted(parts):

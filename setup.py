@@ -30,6 +30,7 @@ setup(
         "optax>=0.2.5,<0.3",
         "orbax-checkpoint>=0.11.30,<1",  # 1.0 swaps the top-level API
         "grain>=0.2.18,<0.3",
+        "huggingface_hub>=1,<3",  # prepare alone downloads, and only when asked
         "transformers>=5.17,<6",  # tokenizers and configs only: no torch at run time
         "jinja2>=3.1",  # chat templates need it, and nothing else here brings it
         "tokenizers>=0.22,<1",
@@ -45,7 +46,8 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10.0,<0.13"],
         "tpu": ["jax[tpu]>=0.10.0,<0.13"],
-        "gguf": ["gguf>=0.17"],
+        "gguf": ["gguf>=0.17"],  # prepare --model: weights that are stored in GGUF files
+        "parquet": ["pyarrow>=16"],  # prepare --task=tooluse from the hub
         "notebooks": ["ipykernel>=6.29", "jupyterlab>=4", "matplotlib>=3.9", "nbclient>=0.10"],
         # PyTorch only regenerates golden logits. Its default wheels bring CUDA: on a machine
         # without a GPU install a CPU build of torch first.

@@ -105,7 +105,7 @@ def complete(
 
 
 def _read(file: pathlib.Path, settings: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Rows of an earlier, perhaps interrupted, evaluation by id; a half-written last line is cut."""
+    """Rows of an earlier, perhaps interrupted, evaluation by id; a half line is cut off."""
     if not file.is_file():
         return {}
     text = file.read_text(encoding="utf-8")

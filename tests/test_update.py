@@ -40,7 +40,12 @@ from tests.steps import (
 
 # Aggregation, micro-batches. Each agrees with one and the same equation, so all agree.
 SPLITS = [("sequence_mean", 1), ("sequence_mean", 4), ("token_mean", 2), ("token_sum", 4)]
-STAGES = {"mixed": MIXED, "warmup": WARMUP}
+# The third is no stage of DRIFT: rows in both branches show that M weighs one of them only.
+STAGES = {
+    "mixed": MIXED,
+    "warmup": WARMUP,
+    "both": dataclasses.replace(MIXED, distill=WARMUP.distill),
+}
 SETTINGS = {
     "sequence_mean": DEFAULT,
     # Every constant that acts in an on-policy step is off its default, so that none is forgotten.
@@ -49,12 +54,12 @@ SETTINGS = {
         aggregation="token_mean",
         policy_scale=2.0,
         distill_scale=0.5,
-        window=6,
+        window=3,
         gate_sharpness=1.5,
         structure_scale=0.75,
         max_multiplier=1.75,
         margin=0.1,
-        bonus_temperature=0.75,
+        bonus_temperature=0.25,
         max_bonus=1.5,
     ),
     # The ratio is exactly 1 at every token, so a range of no width cuts nothing.
@@ -185,7 +190,7 @@ def test_token_weights_are_those_of_the_plain_loops_and_1_off_the_gated_rows(
         )
     for row, weights in enumerate(expected):
         np.testing.assert_allclose(found[row, : len(weights)], weights, rtol=1e-10)
-        assert (found[row].max() > 1.3) == MIXED.gate[row]
+        assert (found[row].max() > 1.1) == MIXED.gate[row]
         assert (found[row, len(weights) :] == 1).all()
     assert metrics["rhythm/weight_max"] == found.max()
     _, _, details = split_gradient("warmup", aggregation, micro_batches)

@@ -153,7 +153,7 @@ def _load_benchmark(task: str, split: str, path: Path, validation_fraction: floa
             f"{task} has a validation split only with validation_fraction above 0; try 0.1"
         )
     file = path / task / ("test.json" if split == "test" else "train.json")
-    rows = _read_rows(file, task, path)
+    rows = read_rows(file, task, path)
     if split != "test":
         wanted = split == "validation"
         rows = [row for row in rows if _is_held_out(task, row, validation_fraction) == wanted]
@@ -165,7 +165,7 @@ def _load_benchmark(task: str, split: str, path: Path, validation_fraction: floa
     return [_make_problem(task, split, row) for row in rows]
 
 
-def _read_rows(file: Path, task: str, path: Path) -> list[dict]:
+def read_rows(file: Path, task: str, path: Path) -> list[dict]:
     """Reads and checks a JSON-lines file; an error names the file and the line."""
     try:
         lines = file.read_bytes().split(b"\n")

@@ -60,7 +60,8 @@ setup(
             "tiktoken",
         ],
         "test": [
-            "hypothesis>=6.100",
+            "gguf>=0.17",
+        "hypothesis>=6.100",
             "import-linter>=2.13",
             "mypy>=1.15",
             "pytest>=8",

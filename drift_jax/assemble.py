@@ -191,8 +191,8 @@ def learning_rate(config: Any) -> Callable[[jax.Array], jax.Array]:
     return rate
 
 
-def make_update(config: Any, model: ModelConfig) -> update.UpdateFunction:
-    """The jitted update step of a training run."""
+def make_update(config: Any, model: ModelConfig, state: update.TrainState) -> update.UpdateFunction:
+    """The jitted update step of a training run, which leaves the state where it lies."""
     return update.make_update(
         model=model,
         settings=loss_settings(config),
@@ -200,15 +200,27 @@ def make_update(config: Any, model: ModelConfig) -> update.UpdateFunction:
         optimizer=make_optimizer(config),
         learning_rate=learning_rate(config),
         teacher_rate=config.teacher.rate if config.teacher.update_rule == "ema" else 0.0,
+        placement=placement(state),
     )
 
 
-def open_state(config: Any, params: Params, mesh: Mesh, model: ModelConfig) -> update.TrainState:
-    """The train state before the first step, made inside one jit so that every leaf is on the mesh.
+def placement(state: update.TrainState) -> update.TrainState:
+    """Where each array of a state lies."""
+    return jax.tree.map(lambda leaf: leaf.sharding, state)
 
-    It takes the parameters over: they must not be used afterwards.
+
+def open_state(config: Any, params: Params, mesh: Mesh, model: ModelConfig) -> update.TrainState:
+    """The train state before the first step; it takes the parameters over."""
+    return place_state(make_optimizer(config), params, mesh, model)
+
+
+def place_state(
+    transform: optax.GradientTransformation, params: Params, mesh: Mesh, model: ModelConfig
+) -> update.TrainState:
+    """A state made inside one jit, so that every leaf is on the mesh, laid out like its parameter.
+
+    The parameters are donated: they must not be used afterwards.
     """
-    transform = make_optimizer(config)
     like_parameters = parameter_shardings(model, mesh)
     everywhere = sharding.replicated(mesh)
 

@@ -40,7 +40,6 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     mesh = assemble.make_mesh(config)
     model, params = assemble.open_model(config, tokenizer, mesh)
     sampler = assemble.make_sampler(config, model, mesh)
-    update_step = assemble.make_update(config, model)
     exam = examination.examination(config, model, tokenizer, mesh)
 
     # ---- state: that of the newest checkpoint, of a fork, or a fresh one
@@ -48,6 +47,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     memory = assemble.make_memory(config)
     state, start = run.restore(assemble.open_state(config, params, mesh, model), memory)
     del params  # they live on in the state
+    update_step = assemble.make_update(config, model, state)
     with Reporter(config, run, exam, memory, start=start, dropped=dropped) as report:
         if start == 0:
             report.begin(

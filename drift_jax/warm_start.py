@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from drift_jax import assemble, batching, command, examination, models, optimizer, sharding, update
 from drift_jax.config import ConfigError
@@ -31,7 +32,7 @@ def train(config: Any, workdir: str) -> None:
     draw = demonstrations(config, tokenizer)
     mesh = assemble.make_mesh(config)
     model, params = assemble.open_model(config, tokenizer, mesh)
-    state, step_once = supervised_step(config, model, params)
+    state, step_once = supervised_step(config, model, params, mesh)
     losses: dict[bool, list[float]] = {False: [], True: []}
     for step in range(1, config.warm_start.steps + 1):
         rng = np.random.default_rng([config.seed, step])
@@ -117,13 +118,14 @@ def supervised_batch(config: Any, examples: list[Example], *, reference: bool) -
 
 
 def supervised_step(
-    config: Any, model: models.ModelConfig, params: models.transformer.Params
+    config: Any, model: models.ModelConfig, params: models.transformer.Params, mesh: Mesh
 ) -> tuple[update.TrainState, update.UpdateFunction]:
     """First state and update function: the token mean of the log-likelihood, cosine rate."""
     section = config.warm_start
     transform = optimizer.direction(
         b1=0.9, b2=0.999, eps=1e-8, weight_decay=section.weight_decay, clip_norm=section.clip_norm
     )
+    state = assemble.place_state(transform, params, mesh, model)
     step_once = update.make_update(
         model=model,
         settings=update.LossSettings(aggregation="token_mean"),
@@ -137,8 +139,9 @@ def supervised_step(
             final_fraction=section.final_fraction,
         ),
         teacher_rate=0.0,
+        placement=assemble.placement(state),
     )
-    return jax.jit(lambda params: update.init_state(params, transform))(params), step_once
+    return state, step_once
 
 
 def main(config: Any) -> None:

@@ -77,12 +77,12 @@ def _compiled_once() -> Iterator[None]:
     """Runs of equal settings share the compiled update; it is a function without state."""
     make = assemble.make_update
 
-    def cached(settings: Any, model: Any) -> Any:
+    def cached(settings: Any, model: Any, state: Any) -> Any:
         sections = ("model", "objective", "rhythm", "optimizer", "compute", "teacher")
         parts = {name: settings[name].to_dict() for name in sections}
         key = json.dumps(parts, sort_keys=True)
         if key not in _UPDATES:
-            _UPDATES[key] = make(settings, model)
+            _UPDATES[key] = make(settings, model, state)
         return _UPDATES[key]
 
     with mock.patch.object(assemble, "make_update", cached):

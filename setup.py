@@ -61,7 +61,7 @@ setup(
         ],
         "test": [
             "gguf>=0.17",
-        "hypothesis>=6.100",
+            "hypothesis>=6.100",
             "import-linter>=2.13",
             "mypy>=1.15",
             "pytest>=8",

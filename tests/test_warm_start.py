@@ -57,7 +57,7 @@ def test_a_few_steps_lower_the_loss(reference):
         tokenizer = assemble.open_tokenizer(settings)
         mesh = assemble.make_mesh(settings)
         model, params = assemble.open_model(settings, tokenizer, mesh)
-        state, step_once = warm_start.supervised_step(settings, model, params)
+        state, step_once = warm_start.supervised_step(settings, model, params, mesh)
         draw = warm_start.demonstrations(settings, tokenizer)
         losses = []
         for step in range(30):

@@ -221,27 +221,47 @@ def place_state(
 
     The parameters are donated: they must not be used afterwards.
     """
-    like_parameters = parameter_shardings(model, mesh)
-    everywhere = sharding.replicated(mesh)
 
     def create(params: Params) -> update.TrainState:
         return update.init_state(params, transform)
 
-    shardings = update.TrainState(
+    places = placement(abstract_state(transform, mesh, model))
+    return jax.jit(create, out_shardings=places, donate_argnums=0)(params)
+
+
+def state_template(config: Any, mesh: Mesh, model: ModelConfig) -> update.TrainState:
+    """Shapes, dtypes and places of a run's train state: what a checkpoint is read into."""
+    return abstract_state(make_optimizer(config), mesh, model)
+
+
+def abstract_state(
+    transform: optax.GradientTransformation, mesh: Mesh, model: ModelConfig
+) -> update.TrainState:
+    """A train state without its arrays; optimizer and teacher lie like the parameters."""
+    like_parameters = parameter_shardings(model, mesh)
+    everywhere = sharding.replicated(mesh)
+    state = jax.eval_shape(
+        lambda key: update.init_state(transformer.init(model, key), transform), jax.random.key(0)
+    )
+    places = update.TrainState(
         step=everywhere,
         trainable=like_parameters,
         frozen={},
         optimizer=optax.tree_map_params(
             transform,
             lambda _, placed: placed,
-            jax.eval_shape(create, params).optimizer,
+            state.optimizer,
             like_parameters,
             transform_non_params=lambda _: everywhere,
         ),
         teacher=like_parameters,
         skipped=everywhere,
     )
-    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        state,
+        places,
+    )
 
 
 def parameter_shardings(model: ModelConfig, mesh: Mesh) -> Params:

@@ -63,7 +63,7 @@ def evaluate(config: Any, workdir: str, *, step: str | None, model: str | None) 
     if model is None:
         checkpoints = Checkpoints(workdir)
         number = _choose_step(checkpoints, workdir, step)
-        template = assemble.open_state(config, params, mesh, sizes)
+        template = assemble.state_template(config, mesh, sizes)
         restored = checkpoints.restore(template, number)
         assert restored is not None  # `number` is one of its steps
         params, name = restored[0].trainable, str(number)

@@ -35,6 +35,44 @@ def causal_mask(mask: jax.Array) -> jax.Array:
     return ((causal & mask[:, None, :]) | jnp.eye(time, dtype=bool))[:, None]
 
 
+def attend_rows(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    visible: jax.Array,
+    window: int | None,
+) -> jax.Array:
+    """Attention of whole rows, without a cache.
+
+    Args:
+      query: [batch, time, heads, head_dim]
+      key, value: [batch, time, kv_heads, head_dim]
+      visible: which keys each query may see, from `causal_mask`.
+      window: see only this many of the last tokens, the query's own included; None is no limit.
+        The distance is that of columns, which is that of tokens as padding stands at the ends only.
+
+    Returns:
+      Like `query`.
+    """
+    # A static window, not part of the mask: fused kernels skip what lies outside it.
+    local = None if window is None else (window - 1, 0)
+    return jax.nn.dot_product_attention(query, key, value, mask=visible, local_window_size=local)
+
+
+def within_window(filled: jax.Array, slot: jax.Array, window: int | None) -> jax.Array:
+    """Which filled slots the token at `slot` sees. [rows, slots] bool
+
+    Args:
+      filled: which slots hold a token of the row. [rows, slots] bool
+      slot: scalar, the slot of the present token.
+      window: as in `attend_rows`.
+    """
+    if window is None:
+        return filled
+    return filled & (jnp.arange(filled.shape[1]) > slot - window)
+
+
 def from_prefill(key: jax.Array, value: jax.Array, *, copies: int, slots: int) -> LayerCache:
     """A cache that begins with a prompt, the same for each of its rollouts.
 

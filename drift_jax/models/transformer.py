@@ -1,15 +1,18 @@
-"""A Qwen3 decoder: dataclass of sizes, nested dict of arrays, plain functions.
+"""A decoder as a dataclass of settings, nested dicts of arrays and plain functions.
 
-Parameters carry the names of the Hugging Face checkpoint; layers are stacked on a leading axis:
+The settings cover the families that `drift_jax.models.hf_config` reads:
 
-    embed_tokens [vocab, embed]      norm [embed]      lm_head [embed, vocab] (absent when tied)
-    layers: input_layernorm, post_attention_layernorm [layer, embed]
-            q_norm, k_norm [layer, head_dim]
-            q_proj [layer, embed, heads*head_dim]; k_proj, v_proj [layer, embed, kv_heads*head_dim]
-            o_proj [layer, heads*head_dim, embed]; gate_proj, up_proj [layer, embed, mlp]; down_proj
+    Qwen3            norm before each sublayer, QK-norm per head
+    Qwen2.5          norm before, bias on q, k and v
+    Llama 3, SmolLM2 norm before, llama3 rope scaling or none
+    OLMo3            norm after each sublayer, QK-norm over the whole projection, sliding-window
+                     layers between full ones, YaRN on the full ones
 
-Training scans over the stacked layers (one compiled layer, whatever the depth); decoding unrolls
-them (`drift_jax.sampling`). Both call the same `decoder_layer` and differ only in how they attend.
+Parameters carry the names of the Hugging Face checkpoint; layers are stacked on a leading axis.
+`parameter_shapes` is the one table of them. Training scans over the stacked layers, a period of the
+attention pattern at a time (one compiled layer, whatever the depth, where all attend alike);
+decoding unrolls them (`drift_jax.sampling`). Both call the same `decoder_layer` and differ only in
+how they attend.
 """
 
 import dataclasses
@@ -19,16 +22,32 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from drift_jax.models import kv_cache
+from drift_jax.models import kv_cache, rotary
 
 Params = dict[str, Any]
 # (query [token, heads, head_dim], key and value [token, kv_heads, head_dim]) -> like query
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+QK_NORMS = ("none", "head", "projection")
+
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Sizes and constants of a decoder; hashable, so it can be a static argument of `jax.jit`."""
+    """Settings of a decoder; hashable, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+      rope_theta: base of the rotary frequencies.
+      rope_scaling: stretches them in full-attention layers; sliding ones never see far tokens.
+      tie_embeddings: the output matrix is the embedding; there is no `lm_head`.
+      attention_bias: q, k and v have a bias.
+      qk_norm: norm of queries and keys: "none", each "head", or the whole "projection" before it
+        is split into heads.
+      norm_after: norm what a sublayer puts out, instead of what goes in.
+      layer_types: "full_attention" or "sliding_attention" for each layer; empty is all full.
+      sliding_window: how many tokens a sliding layer sees, the present one included.
+      max_position_embeddings: longest text that the model is meant for; no computation uses it.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -40,6 +59,13 @@ class ModelConfig:
     rope_theta: float = 1e6
     rms_norm_eps: float = 1e-6
     tie_embeddings: bool = True
+    attention_bias: bool = False
+    qk_norm: str = "head"
+    norm_after: bool = False
+    rope_scaling: rotary.Scaling | None = None
+    layer_types: tuple[str, ...] = ()
+    sliding_window: int | None = None
+    max_position_embeddings: int = 32768
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -51,6 +77,38 @@ class ModelConfig:
             raise ValueError(
                 f"head_dim {self.head_dim} is odd; rotary embedding turns pairs, use an even one"
             )
+        if self.qk_norm not in QK_NORMS:
+            raise ValueError(f"qk_norm is {self.qk_norm!r}; expected one of {QK_NORMS}")
+        if self.layer_types and len(self.layer_types) != self.num_layers:
+            raise ValueError(
+                f"layer_types names {len(self.layer_types)} layers, num_layers is "
+                f"{self.num_layers}; name each layer"
+            )
+        if unknown := sorted(set(self.layer_types) - {FULL, SLIDING}):
+            raise ValueError(f"layer_types has {unknown}; expected {FULL!r} and {SLIDING!r}")
+        if SLIDING in self.layer_types and (self.sliding_window or 0) < 1:
+            raise ValueError(
+                f"sliding_window is {self.sliding_window} but layer_types has sliding layers; "
+                "expected at least 1 token"
+            )
+        if SLIDING not in self.layer_types:  # configurations that compute the same are equal
+            object.__setattr__(self, "layer_types", ())
+            object.__setattr__(self, "sliding_window", None)
+
+    @property
+    def pattern(self) -> tuple[str, ...]:
+        """The shortest run of layer types that, repeated, gives the whole stack."""
+        types = self.layer_types or (FULL,) * self.num_layers
+        periods = (n for n in range(1, self.num_layers + 1) if self.num_layers % n == 0)
+        return next(types[:n] for n in periods if types == types[:n] * (self.num_layers // n))
+
+    def layer_type(self, layer: int) -> str:
+        """How a layer attends."""
+        return self.layer_types[layer] if self.layer_types else FULL
+
+    def window(self, layer_type: str) -> int | None:
+        """How many tokens a layer of this type sees, the present one included; None is all."""
+        return self.sliding_window if layer_type == SLIDING else None
 
 
 # Shape and logical axes of every parameter, in one place: initialisation, checkpoint conversion and
@@ -59,21 +117,30 @@ def parameter_shapes(config: ModelConfig) -> Params:
     """(shape, logical axes) of every parameter, in the structure of the parameter tree."""
     layers, embed, mlp = config.num_layers, config.hidden_size, config.intermediate_size
     query, key = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    norm = ((layers, embed), ("layer", None))
+    layer: Params = {
+        "q_proj": ((layers, embed, query), ("layer", "embed", "heads")),
+        "k_proj": ((layers, embed, key), ("layer", "embed", "kv_heads")),
+        "v_proj": ((layers, embed, key), ("layer", "embed", "kv_heads")),
+        "o_proj": ((layers, query, embed), ("layer", "heads", "embed")),
+        "gate_proj": ((layers, embed, mlp), ("layer", "embed", "mlp")),
+        "up_proj": ((layers, embed, mlp), ("layer", "embed", "mlp")),
+        "down_proj": ((layers, mlp, embed), ("layer", "mlp", "embed")),
+        "post_attention_layernorm": norm,
+        # The checkpoints name norms by their place: the one between the sublayers is the second
+        # sublayer's input norm in one arrangement and the first one's output norm in the other.
+        "post_feedforward_layernorm" if config.norm_after else "input_layernorm": norm,
+    }
+    if config.attention_bias:
+        layer["q_bias"] = ((layers, query), ("layer", "heads"))
+        layer["k_bias"] = layer["v_bias"] = ((layers, key), ("layer", "kv_heads"))
+    if config.qk_norm != "none":
+        whole = config.qk_norm == "projection"
+        layer["q_norm"] = ((layers, query if whole else config.head_dim), ("layer", None))
+        layer["k_norm"] = ((layers, key if whole else config.head_dim), ("layer", None))
     shapes: Params = {
         "embed_tokens": ((config.vocab_size, embed), ("vocab", "embed")),
-        "layers": {
-            "input_layernorm": ((layers, embed), ("layer", None)),
-            "q_proj": ((layers, embed, query), ("layer", "embed", "heads")),
-            "k_proj": ((layers, embed, key), ("layer", "embed", "kv_heads")),
-            "v_proj": ((layers, embed, key), ("layer", "embed", "kv_heads")),
-            "o_proj": ((layers, query, embed), ("layer", "heads", "embed")),
-            "q_norm": ((layers, config.head_dim), ("layer", None)),
-            "k_norm": ((layers, config.head_dim), ("layer", None)),
-            "post_attention_layernorm": ((layers, embed), ("layer", None)),
-            "gate_proj": ((layers, embed, mlp), ("layer", "embed", "mlp")),
-            "up_proj": ((layers, embed, mlp), ("layer", "embed", "mlp")),
-            "down_proj": ((layers, mlp, embed), ("layer", "mlp", "embed")),
-        },
+        "layers": layer,
         "norm": ((embed,), (None,)),
     }
     if not config.tie_embeddings:
@@ -91,16 +158,23 @@ def logical_axes(config: ModelConfig) -> Params:
 
 
 def init(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> Params:
-    """Random parameters: norms at one, matrices normal with standard deviation 1/sqrt(fan in)."""
-    shapes, structure = jax.tree.flatten(parameter_shapes(config), is_leaf=_is_leaf)
+    """Random parameters: norms at one, biases at zero, matrices normal with 1/sqrt(fan in)."""
+    shapes, structure = jax.tree_util.tree_flatten_with_path(
+        parameter_shapes(config), is_leaf=_is_leaf
+    )
     leaves = []
-    for leaf_key, (shape, axes) in zip(jax.random.split(key, len(shapes)), shapes, strict=True):
-        if axes[-1] is None:  # a norm's scale
+    for leaf_key, (path, (shape, axes)) in zip(
+        jax.random.split(key, len(shapes)), shapes, strict=True
+    ):
+        name = path[-1].key
+        if name.endswith("norm"):
             leaves.append(jnp.ones(shape, dtype))
-            continue
-        # The (tied) embedding is also the output matrix, whose fan-in is the hidden size.
-        fan_in = config.hidden_size if axes[0] == "vocab" else shape[-2]
-        leaves.append(jax.random.normal(leaf_key, shape, dtype) * fan_in**-0.5)
+        elif name.endswith("bias"):
+            leaves.append(jnp.zeros(shape, dtype))
+        else:
+            # The (tied) embedding is also the output matrix, whose fan-in is the hidden size.
+            fan_in = config.hidden_size if axes[0] == "vocab" else shape[-2]
+            leaves.append(jax.random.normal(leaf_key, shape, dtype) * fan_in**-0.5)
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -111,44 +185,80 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
     return (normed * scale.astype(wide.dtype)).astype(x.dtype)
 
 
-def rotary_angles(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of each position's rotation. [token] -> two [token, 1, head_dim/2]"""
-    half = config.head_dim // 2
-    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = positions[..., None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+def rotary_angles(
+    positions: jax.Array, config: ModelConfig, layer_type: str = FULL
+) -> rotary.Angles:
+    """Cosine and sine of each position's rotation in the layers of a type.
+
+    Args:
+      positions: [token]
+      config: the settings.
+      layer_type: sliding layers turn without `rope_scaling`.
+
+    Returns:
+      Two of [token, 1, head_dim/2], float32.
+    """
+    scaling = None if layer_type == SLIDING else config.rope_scaling
+    return rotary.angles(positions, config.head_dim, config.rope_theta, scaling)
 
 
-def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary position embedding on [token, heads, head_dim]; pairs are (i, i + head_dim/2)."""
-    cos, sin = angles
-    first, second = jnp.split(x.astype(jnp.promote_types(x.dtype, jnp.float32)), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+def angles_by_type(positions: jax.Array, config: ModelConfig) -> dict[str, rotary.Angles]:
+    """`rotary_angles` of each type of layer that the model has."""
+    return {kind: rotary_angles(positions, config, kind) for kind in dict.fromkeys(config.pattern)}
 
 
 def decoder_layer(
     weights: Params,
     config: ModelConfig,
     x: jax.Array,
-    angles: tuple[jax.Array, jax.Array],
+    angles: rotary.Angles,
     attend: Attend,
 ) -> jax.Array:
-    """One pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)).
+    """One block: attention, then the gated MLP, each added to x; a norm stands before or after.
 
     Tokens stay flat, [token, embed], since XLA:CPU copies three-dimensional operands of the
     weights' gradients (2x the time of a layer's backward pass); only `attend` knows rows and times.
     """
-    normed = rms_norm(x, weights["input_layernorm"], config.rms_norm_eps)
-    heads = (x.shape[0], -1, config.head_dim)
-    query, key, value = ((normed @ weights[f"{name}_proj"]).reshape(heads) for name in "qkv")
-    query = rotate(rms_norm(query, weights["q_norm"], config.rms_norm_eps), angles)
-    key = rotate(rms_norm(key, weights["k_norm"], config.rms_norm_eps), angles)
-    mixed = attend(query, key, value)
-    x = x + mixed.reshape(x.shape[0], -1) @ weights["o_proj"]
-    normed = rms_norm(x, weights["post_attention_layernorm"], config.rms_norm_eps)
-    gated = jax.nn.silu(normed @ weights["gate_proj"]) * (normed @ weights["up_proj"])
-    return x + gated @ weights["down_proj"]
+
+    def norm(x: jax.Array, name: str) -> jax.Array:
+        return rms_norm(x, weights[f"{name}_layernorm"], config.rms_norm_eps)
+
+    if config.norm_after:
+        x = x + norm(_attention(weights, config, x, angles, attend), "post_attention")
+        return x + norm(_mlp(weights, x), "post_feedforward")
+    x = x + _attention(weights, config, norm(x, "input"), angles, attend)
+    return x + _mlp(weights, norm(x, "post_attention"))
+
+
+def _attention(
+    weights: Params, config: ModelConfig, x: jax.Array, angles: rotary.Angles, attend: Attend
+) -> jax.Array:
+    def project(name: str) -> jax.Array:
+        """Queries, keys or values of all heads. [token, heads, head_dim]"""
+        projected = x @ weights[f"{name}_proj"]
+        if config.attention_bias:
+            projected = projected + weights[f"{name}_bias"]
+        heads = (x.shape[0], -1, config.head_dim)
+        if name == "v" or config.qk_norm == "none":
+            return projected.reshape(heads)
+        scale = weights[f"{name}_norm"]
+        if config.qk_norm == "projection":
+            return rms_norm(projected, scale, config.rms_norm_eps).reshape(heads)
+        return rms_norm(projected.reshape(heads), scale, config.rms_norm_eps)
+
+    query, key, value = (project(name) for name in "qkv")
+    mixed = attend(rotary.rotate(query, angles), rotary.rotate(key, angles), value)
+    return mixed.reshape(x.shape[0], -1) @ weights["o_proj"]
+
+
+def _mlp(weights: Params, x: jax.Array) -> jax.Array:
+    gated = jax.nn.silu(x @ weights["gate_proj"]) * (x @ weights["up_proj"])
+    return gated @ weights["down_proj"]
+
+
+def layer_weights(stacked: Params, index: int) -> Params:
+    """The parameters of one layer of a stack."""
+    return jax.tree.map(lambda leaf: leaf[index], stacked)
 
 
 def cast(params: Params, dtype: jnp.dtype | None) -> Params:
@@ -173,7 +283,7 @@ def hidden_states(
 
     Args:
       params: parameters, in the dtype of the computation.
-      config: the sizes.
+      config: the settings.
       tokens: token ids. [batch, time]
       mask: which tokens are real; either side may be padded. [batch, time] bool
       remat: recompute each layer in the backward pass instead of keeping its activations.
@@ -181,19 +291,32 @@ def hidden_states(
     Returns:
       [batch, time, embed]; finite but meaningless where `mask` is False.
     """
-    positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-    angles = rotary_angles(positions.reshape(-1), config)
+    positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0).reshape(-1)
+    pattern = config.pattern
+    angles = angles_by_type(positions, config)
     visible = kv_cache.causal_mask(mask)
 
-    def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        rows = (x.reshape(*mask.shape, *x.shape[1:]) for x in (query, key, value))
-        return jax.nn.dot_product_attention(*rows, mask=visible).reshape(query.shape)
+    def one_layer(x: jax.Array, weights: Params, kind: str) -> jax.Array:
+        def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+            rows = (x.reshape(*mask.shape, *x.shape[1:]) for x in (query, key, value))
+            return kv_cache.attend_rows(*rows, visible=visible, window=config.window(kind)).reshape(
+                query.shape
+            )
 
-    def one_layer(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
-        return decoder_layer(weights, config, x, angles, attend), None
+        return decoder_layer(weights, config, x, angles[kind], attend)
 
-    body = jax.checkpoint(one_layer) if remat else one_layer
-    x, _ = jax.lax.scan(body, params["embed_tokens"][tokens.reshape(-1)], params["layers"])
+    layer = jax.checkpoint(one_layer, static_argnums=2) if remat else one_layer
+    layers, period = params["layers"], len(pattern)
+    if period > 1:  # else left as it is: XLA:CPU would copy the gradients of reshaped weights
+        layers = jax.tree.map(lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), layers)
+
+    def one_period(x: jax.Array, stacked: Params) -> tuple[jax.Array, None]:
+        for index, kind in enumerate(pattern):
+            weights = stacked if period == 1 else layer_weights(stacked, index)
+            x = layer(x, weights, kind)
+        return x, None
+
+    x, _ = jax.lax.scan(one_period, params["embed_tokens"][tokens.reshape(-1)], layers)
     return rms_norm(x, params["norm"], config.rms_norm_eps).reshape(*mask.shape, -1)
 
 
@@ -204,7 +327,7 @@ def forward(
 
     Args:
       params: parameters.
-      config: the sizes.
+      config: the settings.
       tokens: token ids. [batch, time]
       mask: which tokens are real; positions count them. None means all. [batch, time] bool
 

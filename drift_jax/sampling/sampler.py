@@ -76,29 +76,35 @@ def prefill(
       tokens: left-padded prompts. [problem, time]
       mask: which are real. [problem, time] bool
       streams: random stream of each problem. [problem, 2] uint32
-      config: the model's sizes.
+      config: the model's settings.
       group_size: rollouts a prompt.
       new_slots: room for the response, the longest that any call may ask of this state.
       dtype: dtype of the computation; None keeps the parameters'.
     """
     params = transformer.cast(params, dtype)
     positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-    angles = transformer.rotary_angles(positions.reshape(-1), config)
+    angles = transformer.angles_by_type(positions.reshape(-1), config)
     visible = kv_cache.causal_mask(mask)
     x = params["embed_tokens"][tokens.reshape(-1)]
     caches = []
     slots = tokens.shape[1] + new_slots
     for layer in range(config.num_layers):
+        kind = config.layer_type(layer)
         kept: list[LayerCache] = []
 
         def attend(
-            query: jax.Array, key: jax.Array, value: jax.Array, kept: list[LayerCache] = kept
+            query: jax.Array,
+            key: jax.Array,
+            value: jax.Array,
+            window: int | None = config.window(kind),
+            kept: list[LayerCache] = kept,
         ) -> jax.Array:
             rows = [x.reshape(*mask.shape, *x.shape[1:]) for x in (query, key, value)]
             kept.append(kv_cache.from_prefill(*rows[1:], copies=group_size, slots=slots))
-            return jax.nn.dot_product_attention(*rows, mask=visible).reshape(query.shape)
+            return kv_cache.attend_rows(*rows, visible=visible, window=window).reshape(query.shape)
 
-        x = transformer.decoder_layer(_layer(params, layer), config, x, angles, attend)
+        weights = transformer.layer_weights(params["layers"], layer)
+        x = transformer.decoder_layer(weights, config, x, angles[kind], attend)
         caches += kept
     last = x.reshape(*mask.shape, -1)[:, -1]
     hidden = transformer.rms_norm(last, params["norm"], config.rms_norm_eps)
@@ -118,10 +124,6 @@ def prefill(
     )
 
 
-def _layer(params: Params, layer: int) -> Params:
-    return jax.tree.map(lambda stacked: stacked[layer], params["layers"])
-
-
 @functools.partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames=("state",))
 def decode_segment(
     params: Params,
@@ -139,11 +141,13 @@ def decode_segment(
       state: from `prefill` or an earlier segment; its buffers are reused.
       controls: sampling settings.
       steps: scalar.
-      config: the model's sizes.
+      config: the model's settings.
       dtype: dtype of the computation.
     """
     params = transformer.cast(params, dtype)
-    layers = [_layer(params, i) for i in range(config.num_layers)]
+    layers = [
+        transformer.layer_weights(params["layers"], layer) for layer in range(config.num_layers)
+    ]
     end = jnp.minimum(state.produced + steps, controls.limit)
 
     def unfinished(state: DecodeState) -> jax.Array:
@@ -192,10 +196,12 @@ def _advance(
     """Runs one token of every row through the model."""
     slot = state.filled.shape[1] - state.tokens.shape[1] + state.produced
     filled = state.filled | (jnp.arange(state.filled.shape[1]) == slot)
-    angles = transformer.rotary_angles(state.position, config)
+    angles = transformer.angles_by_type(state.position, config)
+    visible = {kind: kv_cache.within_window(filled, slot, config.window(kind)) for kind in angles}
     x = params["embed_tokens"][token]
     caches = []
-    for weights, cache in zip(layers, state.caches, strict=True):
+    for layer, (weights, cache) in enumerate(zip(layers, state.caches, strict=True)):
+        kind = config.layer_type(layer)
         kept: list[LayerCache] = []
 
         def attend(
@@ -203,12 +209,13 @@ def _advance(
             key: jax.Array,
             value: jax.Array,
             cache: LayerCache = cache,
+            seen: jax.Array = visible[kind],
             kept: list[LayerCache] = kept,
         ) -> jax.Array:
             kept.append(kv_cache.append(cache, key, value, slot))
-            return kv_cache.attend(kept[0], query, filled)
+            return kv_cache.attend(kept[0], query, seen)
 
-        x = transformer.decoder_layer(weights, config, x, angles, attend)
+        x = transformer.decoder_layer(weights, config, x, angles[kind], attend)
         caches += kept
     return dataclasses.replace(
         state,

@@ -1,0 +1,73 @@
+"""Decoding with a cache against what `transformers` decoded, for every family."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from drift_jax.models import transformer
+from drift_jax.sampling import Sampler, random_streams
+from drift_jax.sampling.sampler import Controls, decode_segment, left_pad, prefill
+from tests import golden_models
+from tests.golden_models import NO_STOP, PROMPT
+
+NEW_TOKENS = 64
+BUCKET = PROMPT + 4  # so that both prompts have padding on the left
+TOLERANCE = 1e-4
+
+forced = jax.jit(lambda hidden, head: hidden @ head)
+
+
+def log_softmax(logits):
+    return np.asarray(jax.nn.log_softmax(logits))
+
+
+@pytest.mark.parametrize("name", golden_models.NAMES)
+def test_greedy_tokens_are_those_of_transformers(name):
+    golden = golden_models.load(name)
+    rollouts = Sampler(golden.config, prompt_buckets=(BUCKET,), segment_steps=16).generate(
+        golden.params,
+        golden.prompts,
+        group_size=1,
+        max_new_tokens=NEW_TOKENS,
+        temperature=0.0,
+        stop_tokens=(NO_STOP,),
+        stream=random_streams(0, 1, ["a", "b"]),
+    )
+    np.testing.assert_array_equal(rollouts.tokens, golden.tokens[:, PROMPT:])
+    # Log-prob and entropy of each token, from transformers' pass without a cache.
+    log_probs = log_softmax(golden.logits[:, PROMPT - 1 : -1])
+    np.testing.assert_allclose(rollouts.log_probs, log_probs.max(-1), atol=TOLERANCE)
+    entropies = -(np.exp(log_probs) * log_probs).sum(-1)
+    np.testing.assert_allclose(rollouts.entropies, entropies, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("name", golden_models.NAMES)
+def test_logits_token_by_token_through_the_cache_are_those_of_transformers(name):
+    golden = golden_models.load(name)
+    tokens, mask = left_pad(golden.prompts, BUCKET)
+    state = prefill(
+        golden.params,
+        tokens,
+        mask,
+        random_streams(0, 1, ["a", "b"]),
+        config=golden.config,
+        group_size=1,
+        new_slots=NEW_TOKENS,
+    )
+    controls = Controls(
+        temperature=jnp.float32(0),
+        top_p=jnp.float32(1),
+        top_k=jnp.int32(0),
+        stop_tokens=jnp.full(16, NO_STOP, jnp.int32),
+        limit=jnp.int32(NEW_TOKENS),
+    )
+    head = transformer.output_head(golden.params)
+    largest = 0.0
+    for column in range(PROMPT - 1, PROMPT + NEW_TOKENS - 1):
+        differs = np.abs(forced(state.hidden, head) - golden.logits[:, column])
+        largest = max(largest, differs.max())
+        state = decode_segment(golden.params, state, controls, jnp.int32(1), config=golden.config)
+    assert largest < TOLERANCE
+    # The last token's own prediction: all 64 were read from the cache.
+    assert np.abs(forced(state.hidden, head) - golden.logits[:, -1]).max() < TOLERANCE

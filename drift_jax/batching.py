@@ -48,15 +48,29 @@ def bucket(length: int, buckets: Sequence[int], what: str) -> int:
     )
 
 
+def left_pad(sequences: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids and mask, the last token of every sequence in the last column. [sequence, width]
+
+    Raises:
+      ValueError: if a sequence is empty; there is nothing to continue.
+    """
+    tokens = np.zeros((len(sequences), width), np.int32)
+    mask = np.zeros((len(sequences), width), bool)
+    for row, sequence in enumerate(sequences):
+        if not len(sequence):
+            raise ValueError(f"prompt {row} is empty; expected at least one token")
+        tokens[row, width - len(sequence) :] = sequence
+        mask[row, width - len(sequence) :] = True
+    return tokens, mask
+
+
 def join(
     prompts: Sequence[np.ndarray], response: np.ndarray, mask: np.ndarray, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Left-padded prompts, right-padded responses: tokens and mask. [row, width + time]"""
     tokens = np.zeros((len(prompts), width + response.shape[1]), np.int32)
     real = np.zeros(tokens.shape, bool)
-    for row, prompt in enumerate(prompts):
-        tokens[row, width - len(prompt) : width] = prompt
-        real[row, width - len(prompt) : width] = True
+    tokens[:, :width], real[:, :width] = left_pad(prompts, width)
     tokens[:, width:] = np.where(mask, response, 0)
     real[:, width:] = mask
     return tokens, real

@@ -29,12 +29,12 @@ from absl import logging as absl_logging
 import drift_jax
 from drift_jax import assemble, command, models, sharding, update
 from drift_jax import config as configs
+from drift_jax.batching import left_pad
 from drift_jax.checkpoint import Checkpoints
 from drift_jax.config import ConfigError
 from drift_jax.data import prompting
 from drift_jax.models import hf_config, hf_weights, transformer
 from drift_jax.models.transformer import ModelConfig, Params
-from drift_jax.sampling.sampler import left_pad
 from drift_jax.types import Problem
 
 MANIFEST = "manifest.json"

@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from drift_jax import assemble, batching, command, examination, models, optimizer, sharding, update
+from drift_jax import config as configs
 from drift_jax.config import ConfigError
 from drift_jax.data import prompting, toolcalls
 from drift_jax.types import Rollouts
@@ -146,8 +147,6 @@ def supervised_step(
 
 def main(config: Any) -> None:
     """Checks the flags and trains."""
-    from drift_jax import config as configs
-
     configs.validate(config, device_count=jax.device_count())
     if command.WORKDIR.value is None:
         raise ConfigError(f"--workdir is missing; for example: {command.example(__doc__ or '')}")

@@ -82,6 +82,7 @@ def test_a_run_of_another_configuration_is_refused_with_what_differs_and_what_ma
 
 def test_lengths_and_intervals_of_evaluation_checkpoints_and_logging_may_differ(tmp_path):
     record(tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_bytes()
     may = {
         "train.steps": 7,
         "evaluation.every": 1,
@@ -90,6 +91,7 @@ def test_lengths_and_intervals_of_evaluation_checkpoints_and_logging_may_differ(
         "logging.samples_every": 1,
     }
     check(str(tmp_path / "run"), configs.assign(configs.default(), may), None)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": "1"}', '{"config": {}}'])

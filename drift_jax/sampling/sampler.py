@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from drift_jax import sharding
+from drift_jax import batching, sharding
 from drift_jax.models import kv_cache, transformer
 from drift_jax.models.kv_cache import LayerCache
 from drift_jax.models.transformer import ModelConfig, Params
@@ -301,7 +301,7 @@ class Sampler:
         for start in range(0, len(prompts), at_once):
             chosen = [*range(start, min(start + at_once, len(prompts)))]
             padded = chosen + chosen[:1] * (at_once - len(chosen))  # equal shapes, one executable
-            tokens, mask = left_pad([prompts[i] for i in padded], width)
+            tokens, mask = batching.left_pad([prompts[i] for i in padded], width)
             rollouts = self._decode(
                 params, tokens, mask, stream[padded], controls, group_size, max_new_tokens
             )
@@ -353,22 +353,6 @@ class Sampler:
         return Rollouts(
             tokens=tokens, mask=mask, log_probs=log_probs, entropies=entropies, finished=done
         )
-
-
-def left_pad(sequences: Sequence[np.ndarray], width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and mask, the last token of every sequence in the last column. [sequence, width]
-
-    Raises:
-      ValueError: if a sequence is empty; there is nothing to continue.
-    """
-    tokens = np.zeros((len(sequences), width), np.int32)
-    mask = np.zeros((len(sequences), width), bool)
-    for row, sequence in enumerate(sequences):
-        if not len(sequence):
-            raise ValueError(f"prompt {row} is empty; expected at least one token")
-        tokens[row, width - len(sequence) :] = sequence
-        mask[row, width - len(sequence) :] = True
-    return tokens, mask
 
 
 def _fields(rollouts: Rollouts) -> dict[str, np.ndarray]:

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from drift_jax.batching import left_pad
 from drift_jax.models import transformer
 from drift_jax.sampling import Sampler, random_streams
-from drift_jax.sampling.sampler import Controls, decode_segment, left_pad, prefill
+from drift_jax.sampling.sampler import Controls, decode_segment, prefill
 from tests import golden_models
 from tests.golden_models import NO_STOP, PROMPT
 

@@ -199,9 +199,13 @@ def make_update(config: Any, model: ModelConfig, state: update.TrainState) -> up
         compute=compute(config),
         optimizer=make_optimizer(config),
         learning_rate=learning_rate(config),
-        teacher_rate=config.teacher.rate if config.teacher.update_rule == "ema" else 0.0,
         placement=placement(state),
     )
+
+
+def teacher_rate(config: Any) -> float:
+    """Share of the new student that enters the self-teacher in a step."""
+    return config.teacher.rate if config.teacher.update_rule == "ema" else 0.0
 
 
 def placement(state: update.TrainState) -> update.TrainState:

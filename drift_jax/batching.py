@@ -31,7 +31,11 @@ class Batch(NamedTuple):
     advantages: np.ndarray  # [micro, row] float32
     policy_weight: np.ndarray  # [micro, row] float32, u of the objective
     distill_weight: np.ndarray  # [micro, row] float32, v of the objective
-    gate: np.ndarray  # [micro, row] bool, whether the rhythm gate may act (beta, DRIFT Eq. 16)
+    gate: np.ndarray  # [micro, row] float32, how far token weights may act (beta, DRIFT Eq. 16)
+    policy_rows: np.ndarray  # [micro, row] bool, rows that the policy term's normaliser counts
+    distill_rows: np.ndarray  # [micro, row] bool, the same for the distillation term
+    taught: np.ndarray  # [micro, row] bool, whether the teacher's prompt shows it anything
+    fresh: np.ndarray  # [micro, row] bool, sampled in this step; False: replayed from the buffer
 
 
 def bucket(length: int, buckets: Sequence[int], what: str) -> int:
@@ -85,6 +89,9 @@ def make(
     policy_weight: np.ndarray,
     distill_weight: np.ndarray,
     gate: np.ndarray,
+    policy_rows: np.ndarray | bool = True,
+    distill_rows: np.ndarray | bool = True,
+    fresh: np.ndarray | bool = True,
     prompt_buckets: Sequence[int],
     teacher_buckets: Sequence[int],
     response_buckets: Sequence[int],
@@ -100,7 +107,10 @@ def make(
       advantages: [problem, group]
       policy_weight: [problem, group]
       distill_weight: [problem, group]
-      gate: [problem, group] bool
+      gate: [problem, group], from 0 to 1
+      policy_rows: rows that the policy term's normaliser counts. [problem, group] or one for all
+      distill_rows: the same for the distillation term.
+      fresh: rows sampled in this step, not replayed. [problem, group] or one for all
       prompt_buckets: lengths to which student prompts are padded, ascending.
       teacher_buckets: the same for teacher prompts.
       response_buckets: the same for responses.
@@ -133,8 +143,11 @@ def make(
     def split(array: np.ndarray) -> np.ndarray:
         return array.reshape(rows // micro_batch, micro_batch, *array.shape[1:])
 
-    def column(values: np.ndarray, dtype: type) -> np.ndarray:
-        return split(np.asarray(values, dtype).reshape(rows))
+    def column(values: np.ndarray | bool, dtype: type) -> np.ndarray:
+        each: np.ndarray = np.full(rows, values, dtype) if np.ndim(values) == 0 else np.asarray(values, dtype)
+        return split(each.reshape(rows))
+
+    taught = [context is not None for context in teacher_prompts or [None] * rows]
 
     return Batch(
         student_tokens=split(student_tokens),
@@ -147,7 +160,11 @@ def make(
         advantages=column(advantages, np.float32),
         policy_weight=column(policy_weight, np.float32),
         distill_weight=column(distill_weight, np.float32),
-        gate=column(gate, bool),
+        gate=column(gate, np.float32),
+        policy_rows=column(policy_rows, bool),
+        distill_rows=column(distill_rows, bool),
+        taught=column(np.array(taught), bool),
+        fresh=column(fresh, bool),
     )
 
 

@@ -60,12 +60,12 @@ class Decision:
     choice: Choice
     policy_weight: np.ndarray  # [problem, group], u
     distill_weight: np.ndarray  # [problem, group], v
-    gate: np.ndarray  # [problem, group] bool, beta
+    gate: np.ndarray  # [problem, group], beta: 1 where token weights act, else 0
 
     @property
     def needs_teacher(self) -> np.ndarray:
         """Samples whose teacher context enters the loss (reading R18). [problem, group] bool"""
-        return (self.distill_weight > 0) | self.gate
+        return (self.distill_weight > 0) | (self.gate > 0)
 
 
 def decide(
@@ -129,4 +129,12 @@ def decide(
     )
     gate = difficulty.gate_rows(routes, choice.has_teacher, advantages, every_sign=rules.every_sign)
     gate &= stage.use_rhythm & (policy_weight > 0)
-    return Decision(advantages, pass_rate, routes, choice, policy_weight, distill_weight, gate)
+    return Decision(
+        advantages,
+        pass_rate,
+        routes,
+        choice,
+        policy_weight,
+        distill_weight,
+        gate.astype(np.float32),
+    )

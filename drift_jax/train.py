@@ -110,7 +110,9 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
             with report.clock("update"):
                 batch = assemble.make_batch(config, tokenizer, asked, prompts, rollouts, decision)
                 state, numbers, details = update_step(
-                    state, sharding.put_batch(mesh, batch, axis=1)
+                    state,
+                    sharding.put_batch(mesh, batch, axis=1),
+                    assemble.teacher_rate(config),
                 )
                 numbers = jax.device_get(numbers)
             numbers |= {"train/epoch": stream.epoch(step), "train/stage": 1 + (step > warmup_steps)}

@@ -72,7 +72,9 @@ class Compute:
     vocab_chunk: int = 1024
 
 
-UpdateFunction = Callable[[TrainState, Batch], tuple[TrainState, Metrics, Details]]
+UpdateFunction = Callable[
+    [TrainState, Batch, jax.Array | float], tuple[TrainState, Metrics, Details]
+]
 
 
 def merge(trainable: Params, frozen: Params) -> Params:
@@ -99,7 +101,6 @@ def make_update(
     compute: Compute,
     optimizer: optax.GradientTransformation,
     learning_rate: Callable[[jax.Array], jax.Array],
-    teacher_rate: float,
     placement: TrainState | None = None,
 ) -> UpdateFunction:
     """Builds the jitted update.
@@ -110,17 +111,19 @@ def make_update(
       compute: dtype, rematerialisation, head chunk.
       optimizer: gives the direction of the step.
       learning_rate: rate at a training step, from 1.
-      teacher_rate: share of the new student that enters the EMA teacher each step; 0 freezes it.
       placement: shardings of the state, which it then keeps; None leaves them to the compiler. On a
         mesh, a state that comes back in other places than it went in compiles the next step again.
 
     Returns:
-      update(state, batch) -> (state, metrics, details). The state's buffers are reused. `details`
-      holds per-token values [micro, row, time] for the sample files. A non-finite gradient leaves
-      parameters, optimizer and teacher as they were.
+      update(state, batch, teacher_rate) -> (state, metrics, details). `teacher_rate` is the share
+      of the new student that enters the teacher in this step: 0 leaves it, 1 makes it a copy. The
+      state's buffers are reused. `details` holds per-token values [micro, row, time] for the
+      sample files. A non-finite gradient leaves parameters, optimizer and teacher as they were.
     """
 
-    def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics, Details]:
+    def update(
+        state: TrainState, batch: Batch, teacher_rate: jax.Array | float
+    ) -> tuple[TrainState, Metrics, Details]:
         gradient, details = _accumulate(state, batch, model, settings, compute)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm)
@@ -130,8 +133,9 @@ def make_update(
         student = jax.tree.map(
             lambda p, move: p - (rate * move).astype(p.dtype), state.trainable, moves
         )
+        # At a rate of 1 the sum could round: a copy is a copy.
         teacher = jax.tree.map(
-            lambda old, new: old + teacher_rate * (new - old),
+            lambda old, new: jnp.where(teacher_rate == 1, new, old + teacher_rate * (new - old)),
             state.teacher,
             merge(student, state.frozen),
         )
@@ -300,8 +304,9 @@ def _rhythm(
 def _metrics(batch: Batch, details: dict[str, Any]) -> Metrics:
     """Means over valid tokens, and over the tokens that a part could act on."""
     mask = batch.response_mask
-    gated = mask & batch.gate[..., None]
+    gated = mask & (batch.gate > 0)[..., None]
     taught = mask & (batch.distill_weight > 0)[..., None]
+    sampled = mask & batch.fresh[..., None]
     gap = jnp.abs(details["student_log_probs"] - batch.sampler_log_probs)
 
     def mean(values: jax.Array, where: jax.Array) -> jax.Array:
@@ -313,11 +318,11 @@ def _metrics(batch: Batch, details: dict[str, Any]) -> Metrics:
         "loss/policy": details["loss"].policy.sum(),
         "actor/entropy": mean(details["student_entropy"], mask),
         "actor/log_prob_mean": mean(details["student_log_probs"], mask),
-        "sampler/log_prob_gap_max": jnp.max(jnp.where(mask, gap, 0)),
-        "sampler/log_prob_gap_mean": mean(gap, mask),
+        "sampler/log_prob_gap_max": jnp.max(jnp.where(sampled, gap, 0)),
+        "sampler/log_prob_gap_mean": mean(gap, sampled),
         "teacher/entropy": mean(details["teacher_entropy"], taught),
         "teacher/divergence": mean(details["divergence"], taught),
-        "rhythm/rows": jnp.mean(batch.gate.astype(jnp.float32)),
+        "rhythm/rows": jnp.mean((batch.gate > 0).astype(jnp.float32)),
         "rhythm/gate_mean": mean(details["rhythm_gate"], gated),
         "rhythm/open_fraction": mean(details["rhythm_gate"] > 0, gated),
         "rhythm/bonus_mean": mean(details["rebellious_bonus"], gated),

@@ -39,7 +39,7 @@ def train(config: Any, workdir: str) -> None:
         rng = np.random.default_rng([config.seed, step])
         reference = bool(rng.random() < config.warm_start.reference_fraction)
         batch = supervised_batch(config, draw(rng, reference), reference=reference)
-        state, metrics, _ = step_once(state, sharding.put_batch(mesh, batch, axis=1))
+        state, metrics, _ = step_once(state, sharding.put_batch(mesh, batch, axis=1), 0.0)
         losses[reference].append(-float(metrics["actor/log_prob_mean"]))
         if step % 100 == 0 or step == config.warm_start.steps:
             plain, shown = (np.mean(losses[kind][-50:] or np.nan) for kind in (False, True))
@@ -108,7 +108,7 @@ def supervised_batch(config: Any, examples: list[Example], *, reference: bool) -
         advantages=ones,
         policy_weight=ones,
         distill_weight=0 * ones,
-        gate=np.zeros(ones.shape, bool),
+        gate=0 * ones,
         prompt_buckets=config.teacher.prompt_buckets
         if reference
         else config.rollout.prompt_buckets,
@@ -139,7 +139,6 @@ def supervised_step(
             total_steps=section.steps,
             final_fraction=section.final_fraction,
         ),
-        teacher_rate=0.0,
         placement=assemble.placement(state),
     )
     return state, step_once

@@ -134,7 +134,6 @@ def gradient_update(
         compute=compute,
         optimizer=KEEP_GRADIENT,
         learning_rate=lambda step: jnp.float32(0.5),
-        teacher_rate=0.0,
     )
 
 

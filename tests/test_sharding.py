@@ -148,7 +148,7 @@ def one_device() -> list[tuple]:
     """Two steps on one device: (state, metrics, details) each, on the host."""
     state, out = steps.make_state(steps.KEEP_GRADIENT), []
     for weights in (steps.MIXED, steps.WARMUP):
-        state, *rest = steps.gradient_update()(state, steps.make_batch(weights))
+        state, *rest = steps.gradient_update()(state, steps.make_batch(weights), 0.0)
         out.append(jax.device_get((state, *rest)))
     return out
 
@@ -174,13 +174,12 @@ def eight_devices(name: str) -> tuple[list[tuple], list[bool], int]:
         compute=steps.PLAIN,
         optimizer=steps.KEEP_GRADIENT,
         learning_rate=lambda step: jnp.float32(0.5),
-        teacher_rate=0.0,
         placement=placement,
     )
     state, out, stayed = jax.device_put(state, placement), [], []
     for weights in (steps.MIXED, steps.WARMUP):
         batch = sharding.put_batch(mesh, steps.make_batch(weights), axis=1)
-        state, *rest = step(state, batch)
+        state, *rest = step(state, batch, 0.0)
         out.append(jax.device_get((state, *rest)))
         stayed.append(jax.tree.map(lambda leaf: leaf.sharding, state) == placement)
     return out, stayed, step._cache_size()

@@ -83,9 +83,9 @@ def assert_same_bits(ours, theirs):
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def run(update_function, state, batch):
+def run(update_function, state, batch, teacher_rate=0.0):
     """(state, metrics, details) after one update, on the host."""
-    return jax.device_get(update_function(state, batch))
+    return jax.device_get(update_function(state, batch, teacher_rate))
 
 
 def gradient_in_float64(batch, settings=DEFAULT, compute=PLAIN) -> tuple[Any, Any, Any]:
@@ -353,13 +353,12 @@ def adamw_update() -> update.UpdateFunction:
         learning_rate=functools.partial(
             optimizer.learning_rate, peak=PEAK, warmup_steps=WARMUP_STEPS
         ),
-        teacher_rate=TEACHER_RATE,
     )
 
 
 def test_the_teacher_moves_by_its_rate_towards_the_new_student():
     student, teacher = steps.student_and_teacher()
-    state, _, _ = run(adamw_update(), make_state(ADAMW), make_batch())
+    state, _, _ = run(adamw_update(), make_state(ADAMW), make_batch(), TEACHER_RATE)
     assert_trees_close(
         state.teacher,
         jax.tree.map(lambda t, s: t + TEACHER_RATE * (s - t), teacher, state.trainable),
@@ -373,7 +372,7 @@ def test_the_teacher_moves_by_its_rate_towards_the_new_student():
 def test_the_first_step_is_peak_over_warmup_long_in_every_coordinate():
     # Adam's first direction is the sign of the gradient, plus the decay of the parameter.
     before, _ = steps.student_and_teacher()
-    state, metrics, _ = run(adamw_update(), make_state(ADAMW), make_batch())
+    state, metrics, _ = run(adamw_update(), make_state(ADAMW), make_batch(), TEACHER_RATE)
     rate = PEAK / WARMUP_STEPS
     assert metrics["actor/learning_rate"] == np.float32(rate)
     undecayed = jax.tree.map(
@@ -385,7 +384,7 @@ def test_the_first_step_is_peak_over_warmup_long_in_every_coordinate():
 
 def test_a_step_where_every_route_is_empty_only_decays_the_weights():
     before, _ = steps.student_and_teacher()
-    state, metrics, _ = run(adamw_update(), make_state(ADAMW), make_batch(NOTHING))
+    state, metrics, _ = run(adamw_update(), make_state(ADAMW), make_batch(NOTHING), TEACHER_RATE)
     factor = np.float32(1 - PEAK / WARMUP_STEPS * DECAY)
     assert_trees_close(state.trainable, jax.tree.map(lambda p: p * factor, before), rtol=1e-6)
     assert metrics["actor/grad_norm"] == 0 and metrics["actor/update_skipped"] == 0
@@ -400,16 +399,16 @@ def test_a_non_finite_gradient_leaves_every_bit_and_is_counted_in_a_row(poison):
     advantages = good.advantages.copy()
     advantages[0, 0] = poison
     bad = good._replace(advantages=advantages)
-    state, metrics, _ = run(adamw_update(), make_state(ADAMW), good)
+    state, metrics, _ = run(adamw_update(), make_state(ADAMW), good, TEACHER_RATE)
     assert metrics["actor/update_skipped"] == 0 and state.skipped == 0
     kept = (state.trainable, state.optimizer, state.teacher)
     for in_a_row in (1, 2):
-        state, metrics, _ = run(adamw_update(), jax.tree.map(jnp.array, state), bad)
+        state, metrics, _ = run(adamw_update(), jax.tree.map(jnp.array, state), bad, TEACHER_RATE)
         assert_same_bits((state.trainable, state.optimizer, state.teacher), kept)
         assert metrics["actor/update_skipped"] == 1 and state.skipped == in_a_row
         assert not np.isfinite(metrics["actor/grad_norm"])
         assert state.step == 1 + in_a_row  # the schedules follow training steps
-    state, metrics, _ = run(adamw_update(), jax.tree.map(jnp.array, state), good)
+    state, metrics, _ = run(adamw_update(), jax.tree.map(jnp.array, state), good, TEACHER_RATE)
     assert metrics["actor/update_skipped"] == 0 and state.skipped == 0
     assert not np.array_equal(state.trainable["norm"], kept[0]["norm"])
 
@@ -418,8 +417,8 @@ def test_the_samplers_log_probs_are_measured_and_not_used():
     # The old policy is the present one at every step: the ratio is 1 whatever the sampler says.
     batch = make_batch()
     stale = batch._replace(sampler_log_probs=batch.sampler_log_probs - 30)
-    state, metrics, _ = run(adamw_update(), make_state(ADAMW), batch)
-    other, stale_metrics, _ = run(adamw_update(), make_state(ADAMW), stale)
+    state, metrics, _ = run(adamw_update(), make_state(ADAMW), batch, TEACHER_RATE)
+    other, stale_metrics, _ = run(adamw_update(), make_state(ADAMW), stale, TEACHER_RATE)
     assert_same_bits(state, other)
     gap = stale_metrics["sampler/log_prob_gap_max"] - metrics["sampler/log_prob_gap_max"]
     assert gap > 10
@@ -469,7 +468,7 @@ def ten_steps() -> list[Step]:
             response_buckets=(steps.TIME,),
         )
         before = jax.device_get(state.trainable)
-        state, metrics, _ = adamw_update()(state, batch)
+        state, metrics, _ = adamw_update()(state, batch, TEACHER_RATE)
         moved = optax.tree.norm(jax.tree.map(jnp.subtract, state.trainable, before))
         compiled = tuple(function._cache_size() for function in functions)
         taken.append(Step(rollouts, batch, jax.device_get(metrics), float(moved), compiled))

@@ -63,7 +63,7 @@ def test_a_few_steps_lower_the_loss(reference):
         for step in range(30):
             examples = draw(np.random.default_rng(step), reference)
             batch = warm_start.supervised_batch(settings, examples, reference=reference)
-            state, metrics, _ = step_once(state, sharding.put_batch(mesh, batch, axis=1))
+            state, metrics, _ = step_once(state, sharding.put_batch(mesh, batch, axis=1), 0.0)
             losses.append(-float(metrics["actor/log_prob_mean"]))
     assert losses[0] > 0.9 * np.log(len(tokenizer))  # it knew nothing
     assert np.mean(losses[-5:]) < 0.5 * losses[0]

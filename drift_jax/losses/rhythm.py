@@ -235,20 +235,22 @@ def token_weights(gate: ArrayLike, bonus: ArrayLike, is_medium: ArrayLike) -> ja
     Args:
       gate: the rhythm gate, Eq. 15. [batch, time].
       bonus: the rebellious bonus, Eq. 10; not looked at where the gate is 0. [batch, time].
-      is_medium: beta, true for samples of medium problems. [batch], bool.
+      is_medium: beta, true for samples of medium problems; a number between 0 and 1 where bins are
+        soft. [batch].
 
     Returns:
       [batch, time], from 1 to max_bonus; exactly 1 off medium problems and where the gate is 0.
     """
     gate, bonus = _without_gradient(gate), _without_gradient(bonus)
-    is_medium = jnp.asarray(is_medium, dtype=bool)
+    is_medium = _without_gradient(is_medium)
     if is_medium.shape != gate.shape[:-1]:
         raise ValueError(
             f"token_weights got gate {list(gate.shape)} and is_medium {list(is_medium.shape)};"
             f" give one is_medium per sample, {list(gate.shape[:-1])}"
         )
-    closed = ~is_medium[..., None] | (gate == 0.0)
-    return 1.0 + jnp.where(closed, 0.0, gate * bonus)
+    beta = is_medium[..., None]
+    closed = (beta == 0) | (gate == 0.0)
+    return 1.0 + jnp.where(closed, 0.0, beta * gate * bonus)
 
 
 # ---- sums over the response ---------------------------------------------------------------------

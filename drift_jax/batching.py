@@ -144,8 +144,8 @@ def make(
         return array.reshape(rows // micro_batch, micro_batch, *array.shape[1:])
 
     def column(values: np.ndarray | bool, dtype: type) -> np.ndarray:
-        each: np.ndarray = np.full(rows, values, dtype) if np.ndim(values) == 0 else np.asarray(values, dtype)
-        return split(each.reshape(rows))
+        each: np.ndarray = np.asarray(values, dtype)
+        return split(np.full(rows, each) if each.ndim == 0 else each.reshape(rows))
 
     taught = [context is not None for context in teacher_prompts or [None] * rows]
 

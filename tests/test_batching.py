@@ -139,7 +139,7 @@ def test_rows_are_problem_major_and_micro_batches_are_cut_in_order():
 def test_every_array_has_the_type_that_the_update_is_compiled_for():
     integers = {"student_tokens", "teacher_tokens", "response"}
     flags = {"student_mask", "teacher_mask", "response_mask"}
-        flags |= {"policy_rows", "distill_rows", "taught", "fresh"}
+    flags |= {"policy_rows", "distill_rows", "taught", "fresh"}
     for name, array in make(gate=np.zeros((2, 2)))._asdict().items():
         expected = "int32" if name in integers else "bool" if name in flags else "float32"
         assert array.dtype == expected, name

@@ -74,6 +74,7 @@ def open_problems(config: Any, tokenizer: Any, split: str) -> tuple[list[Problem
             split,
             path=config.data.path,
             world_seed=config.data.world_seed,
+            instructions=config.data.instructions,
             validation_fraction=config.data.validation_fraction,
         )
         return prompting.drop_long(
@@ -124,7 +125,8 @@ def make_sampler(config: Any, model: ModelConfig, mesh: Mesh, *, teacher: bool =
     return Sampler(
         model,
         prompt_buckets=config.teacher.prompt_buckets if teacher else config.rollout.prompt_buckets,
-        max_rows=max(
+        max_rows=config.rollout.max_rows
+        or max(
             config.rollout.problems_per_step * config.rollout.group_size,
             config.evaluation.problems_per_batch * config.evaluation.samples,
         ),

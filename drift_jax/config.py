@@ -122,6 +122,10 @@ FIELDS: tuple[Field, ...] = (
           "ours", may_change=True),
     Field("data.world_seed", 0,
           "Seed of the generated world (functions, hidden formats, problems).", "ours", at_least=0),
+    Field("data.instructions", False,
+          "toolcalls: a system turn says what a response looks like, for a model that has had no "
+          "warm start on the task; unused by other tasks.",
+          "ours"),
     Field("data.validation_fraction", 0.0,
           "Share of the training problems held back for validation, chosen by a hash of the id.",
           "ours", at_least=0, at_most=0.9),
@@ -174,6 +178,10 @@ FIELDS: tuple[Field, ...] = (
           "reference", at_most=1, positive=True),
     Field("rollout.top_k", 0, "Sample among the k likeliest tokens; 0 is off.",
           "reference", at_least=0),
+    Field("rollout.max_rows", 0,
+          "Most rows decoded at once, in training and in evaluation; the rest waits its turn. 0 is "
+          "all rows of a step. No effect on the result but for rounding.",
+          "ours", may_change=True, at_least=0),
     Field("rollout.segment_steps", 128,
           "Decoding steps between two looks at whether all responses are finished.",
           "ours", may_change=True, at_least=1),

@@ -73,12 +73,15 @@ def demonstrations(
         count = section.reference_batch if reference else section.plain_batch
         examples = []
         for shown in toolcalls.demonstrations(world, rng, count, reference=reference):
+            problem = shown.problem
+            if config.data.instructions:
+                problem = toolcalls.with_instructions(problem)
             prompt = (
-                prompting.render(tokenizer, shown.problem)
+                prompting.render(tokenizer, problem)
                 if shown.reference is None
                 else prompting.render_teacher(
                     tokenizer,
-                    shown.problem,
+                    problem,
                     shown.reference,
                     max_tokens=config.teacher.max_prompt_tokens,
                 )

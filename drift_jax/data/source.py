@@ -60,11 +60,13 @@ def load_task(
     *,
     path: str | Path | None = None,
     world_seed: int = 0,
+    instructions: bool = False,
     validation_fraction: float = 0.0,
 ) -> list[Problem]:
     """Loads the problems of a split.
 
-    `toolcalls` is generated from `world_seed` and has a validation split of its own. The other
+    `toolcalls` is generated from `world_seed` and has a validation split of its own; with
+    `instructions` its problems say what a response looks like. The other
     tasks are read from `<path>/<task>/train.json` and `test.json`, one JSON object a line. Their
     validation split is a share of the train file, chosen by a hash of the row number: with a
     `validation_fraction` above 0, train is what it leaves.
@@ -78,7 +80,8 @@ def load_task(
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     if task == "toolcalls":
-        return toolcalls.problems(toolcalls.World(world_seed), split)
+        made = toolcalls.problems(toolcalls.World(world_seed), split)
+        return [toolcalls.with_instructions(problem) for problem in made] if instructions else made
     if path is None:
         raise ValueError(
             f"task {task} is read from files and no folder is given; name the folder that "

@@ -62,6 +62,7 @@ class Reporter:
         self._began = time.monotonic()
         self._memory = memory
         self._replaced = memory.buffer.replaced  # a resumed buffer has a past
+        self._warned = False
         self._stop = False
         self._handlers: dict[int, Any] = {}
 
@@ -139,6 +140,7 @@ class Reporter:
         config = self._config
         last = step == config.train.steps
         self._memory.tokens_total += int(answers.lengths.sum())
+        self._note_failures(step, answers)
         row = self._row(step, answers, decision, added, numbers)
         evaluated = None
         if last or _due(step, config.evaluation.every):
@@ -210,12 +212,23 @@ class Reporter:
         with self.clock("evaluate"):
             row, answers = examination.examine(self._exam, state.trainable, state.teacher, step)
             examination.write_result(self._run.path / "eval", self._exam, answers, row, step)
+        self._note_failures(step, answers)
         k = self._config.evaluation.samples
         self._progress.print(
             f"step {step}: {self._config.evaluation.split} mean@{k} {row[f'eval/mean@{k}']:.3f}, "
             f"best@{k} {row[f'eval/best@{k}']:.3f}"
         )
         return row
+
+    def _note_failures(self, step: int, answers: Answers) -> None:
+        """Responses on which the user's reward function failed: an event, and the first aloud."""
+        if not answers.failures:
+            return
+        count, first = len(answers.failures), answers.failures[0]
+        self._run.writer.event("reward_failed", step, {"count": count, "first": first})
+        if not self._warned:
+            self._progress.print(f"step {step}: {first} ({count} responses; see events.jsonl)")
+        self._warned = True
 
     def _write_samples(
         self,

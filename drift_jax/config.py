@@ -124,8 +124,9 @@ FIELDS: tuple[Field, ...] = (
     Field("data.world_seed", 0,
           "Seed of the generated world (functions, hidden formats, problems).", "ours", at_least=0),
     Field("data.validation_fraction", 0.0,
-          "Share of the training problems held back for validation, chosen by a hash of the id.",
-          "ours", at_least=0, at_most=0.9),
+          "Share of the training problems held back for validation, chosen by a hash of the id "
+          "(toolcalls has such problems anyway). Above 0, evaluations ask them too, and the best "
+          "step is chosen there; 0 is the paper's protocol.", "ours", at_least=0, at_most=0.9),
     Field("data.max_prompt_tokens", 2048,
           "Longer prompts (after the chat template, in tokens) are dropped and counted.",
           "reference, reading S7", at_least=1),
@@ -351,6 +352,9 @@ FIELDS: tuple[Field, ...] = (
           "ours", may_change=True, at_least=1),
     Field("evaluation.samples", 16, "Samples per problem (k of mean@k).",
           "reference, reading S9", may_change=True, at_least=1),
+    Field("evaluation.validation_samples", 4,
+          "Samples per validation problem, where data.validation_fraction is above 0.",
+          "ours", may_change=True, at_least=1),
     Field("evaluation.temperature", 0.6, "Sampling temperature of evaluations; 0 is greedy.",
           "reference, reading S9", may_change=True, at_least=0),
     Field("evaluation.top_p", 0.95, "Nucleus mass of evaluations.",
@@ -366,7 +370,10 @@ FIELDS: tuple[Field, ...] = (
           "ours", may_change=True, at_least=0),
     Field("checkpoint.keep_last", 2, "Newest checkpoints kept.",
           "ours", may_change=True, at_least=1),
-    Field("checkpoint.keep_best", True, "Keep the checkpoint with the best evaluation too.",
+    Field("checkpoint.keep_best", True,
+          "Keep the checkpoint with the best evaluation too: on validation where "
+          "data.validation_fraction is above 0 (and save it as soon as it comes), else on "
+          "evaluation.split.",
           "ours", may_change=True),
     Field("logging.every", 1, "Steps between two lines of the plain progress display.",
           "ours", may_change=True, at_least=1),

@@ -4,7 +4,7 @@
 
   --config=FILE[:ARGS]   the run's experiment file; `evaluation.*` says how many samples and how
   --workdir=DIR          the run; its newest checkpoint is evaluated, results go to DIR/evaluate
-  --step=N|best          another checkpoint of it
+  --step=N|best          another checkpoint of it: a number, or the best (on validation, if any)
   --model=HF_DIR         a checkpoint folder instead; results still go to --workdir
   --against=FILE         compare with the result of another evaluation: paired difference, p-value
 
@@ -19,7 +19,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from drift_jax import assemble, command, examination, scorecard
+from drift_jax import assemble, command, examination, scorecard, selection
 from drift_jax import config as configs
 from drift_jax.checkpoint import CheckpointError, Checkpoints
 from drift_jax.config import ConfigError
@@ -80,6 +80,8 @@ def _evaluate(
     file = folder / f"{config.evaluation.split}_{name}.jsonl"
     rows = complete(exam, params, file, config.evaluation.problems_per_batch)
     print(scorecard.text(rows, exam.problems, training, grader))
+    if model is None and (chosen := selection.lines(workdir)):
+        print("\n  ".join(["evaluated while it trained:", *chosen]))
     print(f"every sample is in {file}")
     return file
 

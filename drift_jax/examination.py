@@ -42,6 +42,7 @@ class Examination:
     thinking: bool
     remove_thinking: bool
     grader: Grader | None = None
+    validation: "Examination | None" = None  # the problems that choose the best step
 
     def settings(self) -> dict[str, Any]:
         """How answers are sampled, for the file that keeps them."""
@@ -125,7 +126,7 @@ def examination(
     """
     section = config.evaluation
     problems, _ = assemble.open_problems(config, tokenizer, split or section.split)
-    return Examination(
+    exam = Examination(
         tokenizer=tokenizer,
         problems=problems[: section.max_problems or None],
         sampler=assemble.make_sampler(config, model, mesh),
@@ -142,6 +143,16 @@ def examination(
         remove_thinking=config.teacher.remove_thinking,
         grader=grader,
     )
+    if split or section.split == "validation" or not config.data.validation_fraction:
+        return exam
+    problems, _ = assemble.open_problems(config, tokenizer, "validation")
+    held_back = dataclasses.replace(
+        exam,
+        problems=problems[: section.max_problems or None],
+        samples=section.validation_samples,
+        teacher_samples=0,
+    )
+    return dataclasses.replace(exam, validation=held_back)
 
 
 def examine(

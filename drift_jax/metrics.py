@@ -96,6 +96,7 @@ METRICS: dict[str, str] = {
     "eval/truncated_fraction": "Share of evaluation samples without a stop token.",
     "eval/well_formed_fraction": "Share of evaluation samples that have the form of an answer.",
     "eval/failed_fraction": "Share of evaluation samples on which your reward function failed.",
+    "validation/mean@{k}": "Mean reward of k samples per validation problem (chooses best).",
 }
 
 # Undefined, and so allowed to be non-finite, in a step whose update was skipped.

@@ -19,10 +19,12 @@ from drift_jax.config import ConfigError
 from drift_jax.data import prompting, source, toolcalls_tokenizer
 from drift_jax.decision import Decision, Rules, Stage
 from drift_jax.difficulty import PassRates
+from drift_jax.grading import Grader
 from drift_jax.losses.divergence import Divergence
 from drift_jax.memory import Memory
 from drift_jax.models import transformer
 from drift_jax.models.transformer import ModelConfig, Params
+from drift_jax.rewards.pool import RewardPool
 from drift_jax.sampling import Sampler
 from drift_jax.types import Problem, Rollouts
 
@@ -76,9 +78,27 @@ def open_problems(config: Any, tokenizer: Any, split: str) -> tuple[list[Problem
             world_seed=config.data.world_seed,
             instructions=config.data.instructions,
             validation_fraction=config.data.validation_fraction,
+            own=bool(config.data.rewards),
         )
         return prompting.drop_long(
             problems, tokenizer, config.data.max_prompt_tokens, thinking=config.data.thinking
+        )
+
+
+def open_grader(config: Any) -> Grader:
+    """The task's own verifier, or the user's reward function in its pool of processes.
+
+    Raises:
+      ConfigError: if there is no such function.
+    """
+    section = config.data
+    if not section.rewards:
+        return Grader()
+    with boundary():
+        return Grader(
+            RewardPool(
+                section.rewards, workers=section.reward_workers, timeout=section.reward_timeout
+            )
         )
 
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from drift_jax import assemble, teacher
 from drift_jax.data import prompting, toolcalls
-from drift_jax.grading import Answers, grade
+from drift_jax.grading import Answers, Grader, grade
 from drift_jax.models.transformer import ModelConfig, Params
 from drift_jax.sampling import Sampler, random_streams
 from drift_jax.statistics import best_at_k, mean_at_k
@@ -41,6 +41,8 @@ class Examination:
     teacher_prompt_tokens: int
     thinking: bool
     remove_thinking: bool
+    grader: Grader | None = None
+    validation: "Examination | None" = None  # the problems that choose the best step
 
     def settings(self) -> dict[str, Any]:
         """How answers are sampled, for the file that keeps them."""
@@ -100,11 +102,17 @@ class Examination:
                 self.seed, 0, [problem.id for problem in problems], purpose=purpose
             ),
         )
-        return grade(self.tokenizer, problems, rollouts)
+        return grade(self.tokenizer, problems, rollouts, self.grader)
 
 
 def examination(
-    config: Any, model: ModelConfig, tokenizer: Any, mesh: Mesh, *, split: str | None = None
+    config: Any,
+    model: ModelConfig,
+    tokenizer: Any,
+    mesh: Mesh,
+    grader: Grader | None = None,
+    *,
+    split: str | None = None,
 ) -> Examination:
     """The examination of the `evaluation` section.
 
@@ -113,11 +121,12 @@ def examination(
       model: the sizes.
       tokenizer: of the model.
       mesh: where it runs.
+      grader: scores the answers; None is the task's own verifier.
       split: which problems; None is evaluation.split.
     """
     section = config.evaluation
     problems, _ = assemble.open_problems(config, tokenizer, split or section.split)
-    return Examination(
+    exam = Examination(
         tokenizer=tokenizer,
         problems=problems[: section.max_problems or None],
         sampler=assemble.make_sampler(config, model, mesh),
@@ -132,7 +141,18 @@ def examination(
         teacher_prompt_tokens=config.teacher.max_prompt_tokens,
         thinking=config.data.thinking,
         remove_thinking=config.teacher.remove_thinking,
+        grader=grader,
     )
+    if split or section.split == "validation" or not config.data.validation_fraction:
+        return exam
+    problems, _ = assemble.open_problems(config, tokenizer, "validation")
+    held_back = dataclasses.replace(
+        exam,
+        problems=problems[: section.max_problems or None],
+        samples=section.validation_samples,
+        teacher_samples=0,
+    )
+    return dataclasses.replace(exam, validation=held_back)
 
 
 def examine(
@@ -161,9 +181,10 @@ def examine(
         "eval/length_mean": float(answers.lengths.mean()),
         "eval/truncated_fraction": float(1 - answers.finished.mean()),
         "eval/well_formed_fraction": float(answers.well_formed.mean()),
+        "eval/failed_fraction": len(answers.failures) / answers.rewards.size,
     }
     metrics |= {
-        f"eval/{level}/mean@{k}": mean_at_k(rewards).value
+        f"eval/{level or 'none'}/mean@{k}": mean_at_k(rewards).value
         for level, rewards in by_level(exam.problems, answers.rewards).items()
         if level != "all"
     }
@@ -259,7 +280,12 @@ class Gate:
 
 
 def measure_gate(
-    config: Any, model: ModelConfig, params: Params, tokenizer: Any, mesh: Mesh
+    config: Any,
+    model: ModelConfig,
+    params: Params,
+    tokenizer: Any,
+    mesh: Mesh,
+    grader: Grader | None = None,
 ) -> Gate | None:
     """Pass rates at temperature 1 on the validation problems, bare and with the gold solution.
 
@@ -268,7 +294,7 @@ def measure_gate(
     if config.task != "toolcalls":
         return None
     exam = dataclasses.replace(
-        examination(config, model, tokenizer, mesh, split="validation"),
+        examination(config, model, tokenizer, mesh, grader, split="validation"),
         samples=GATE_SAMPLES,
         teacher_samples=GATE_SAMPLES,
         temperature=1.0,

@@ -18,11 +18,17 @@ from drift_jax.grading import Answers
 
 @dataclass
 class Memory:
-    """Pass rates (DRIFT Eq. 8), success buffer (Eqs. 17-22) and the tokens sampled so far."""
+    """Pass rates (DRIFT Eq. 8), success buffer (Eqs. 17-22), and what the run has come to so far.
+
+    Attributes:
+      tokens_total: tokens sampled.
+      best_validation: highest mean reward on the validation problems; None before any.
+    """
 
     pass_rates: PassRates
     buffer: SuccessBuffer
     tokens_total: int = 0
+    best_validation: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able state."""
@@ -30,6 +36,7 @@ class Memory:
             "pass_rates": self.pass_rates.state_dict(),
             "buffer": self.buffer.state_dict(),
             "tokens_total": self.tokens_total,
+            "best_validation": self.best_validation,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -37,6 +44,15 @@ class Memory:
         self.pass_rates.load_state_dict(state["pass_rates"])
         self.buffer.load_state_dict(state["buffer"])
         self.tokens_total = int(state["tokens_total"])
+        best = state["best_validation"]
+        self.best_validation = None if best is None else float(best)
+
+    def is_best(self, validation: float) -> bool:
+        """Takes note of a validation score; whether it is the highest so far, or equals it."""
+        if self.best_validation is not None and validation < self.best_validation:
+            return False
+        self.best_validation = validation
+        return True
 
     def keep_successes(
         self,

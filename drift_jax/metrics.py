@@ -42,6 +42,7 @@ METRICS: dict[str, str] = {
     "rollout/tokens_total": "Sampled tokens of the run so far.",
     "rollout/tokens_per_second": "Sampled tokens per second of sampling.",
     "rollout/advantage_abs_mean": "Mean absolute group advantage (Eq. 1), in units of reward.",
+    "reward/failed_fraction": "Share of rollouts on which your reward function failed (reward 0).",
     "routing/easy_fraction": "Share of the step's problems routed as easy (Figure 5).",
     "routing/medium_fraction": "Share of the step's problems routed as medium.",
     "routing/hard_fraction": "Share of the step's problems routed as hard.",
@@ -94,6 +95,8 @@ METRICS: dict[str, str] = {
     "eval/length_mean": "Mean response length of the evaluation, in tokens.",
     "eval/truncated_fraction": "Share of evaluation samples without a stop token.",
     "eval/well_formed_fraction": "Share of evaluation samples that have the form of an answer.",
+    "eval/failed_fraction": "Share of evaluation samples on which your reward function failed.",
+    "validation/mean@{k}": "Mean reward of k samples per validation problem (chooses best).",
 }
 
 # Undefined, and so allowed to be non-finite, in a step whose update was skipped.

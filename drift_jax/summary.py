@@ -27,7 +27,7 @@ TOKEN_DETAILS = (
 
 
 def rollout_metrics(answers: Answers, routes: Routes, advantages: np.ndarray) -> dict[str, float]:
-    """What was sampled (`rollout/...`)."""
+    """What was sampled (`rollout/...`), and whether it could be graded."""
     correct = routes.is_correct
     return {
         "rollout/reward_mean": float(answers.rewards.mean()),
@@ -40,6 +40,7 @@ def rollout_metrics(answers: Answers, routes: Routes, advantages: np.ndarray) ->
         "rollout/truncated_fraction": float(1 - answers.finished.mean()),
         "rollout/tokens": float(answers.lengths.sum()),
         "rollout/advantage_abs_mean": float(np.abs(advantages).mean()),
+        "reward/failed_fraction": len(answers.failures) / answers.rewards.size,
     }
 
 

@@ -28,6 +28,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     Returns whether it got there; False after a request to stop (SIGTERM).
     """
     # ---- problems, model, sampler, update
+    grader = assemble.open_grader(config)
     tokenizer = assemble.open_tokenizer(config)
     stop_tokens = prompting.stop_tokens(tokenizer)
     problems, dropped = assemble.open_problems(config, tokenizer, "train")
@@ -40,7 +41,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     mesh = assemble.make_mesh(config)
     model, params = assemble.open_model(config, tokenizer, mesh)
     sampler = assemble.make_sampler(config, model, mesh)
-    exam = examination.examination(config, model, tokenizer, mesh)
+    exam = examination.examination(config, model, tokenizer, mesh, grader)
 
     # ---- state: that of the newest checkpoint, of a fork, or a fresh one
     run = WorkDir(workdir, config, fingerprint=stream.fingerprint, fork=fork)
@@ -48,11 +49,10 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     state, start = run.restore(assemble.open_state(config, params, mesh, model), memory)
     del params  # they live on in the state
     update_step = assemble.make_update(config, model, state)
-    with Reporter(config, run, exam, memory, start=start, dropped=dropped) as report:
+    with grader, Reporter(config, run, exam, memory, start=start, dropped=dropped) as report:
         if start == 0:
-            report.begin(
-                state, examination.measure_gate(config, model, state.trainable, tokenizer, mesh)
-            )
+            gate = examination.measure_gate(config, model, state.trainable, tokenizer, mesh, grader)
+            report.begin(state, gate)
         for step in range(start + 1, config.train.steps + 1):
             stage = warmup if step <= warmup_steps else mixed
 
@@ -76,7 +76,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
                     stream=random_streams(config.seed, step, ids),
                 )
             with report.clock("reward"):
-                answers = grade(tokenizer, asked, rollouts)
+                answers = grade(tokenizer, asked, rollouts, grader)
                 advantages = group_advantages(
                     answers.rewards, scale_by_std=config.objective.scale_by_std
                 )

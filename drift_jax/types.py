@@ -86,15 +86,18 @@ class Score:
     """What a grader says about one response.
 
     Attributes:
-      reward: 1.0 for a correct response, 0.0 otherwise.
+      reward: 1.0 for a correct response, 0.0 otherwise; any finite number from a user's function.
       prediction: the answer that was read from the response, for majority votes and for people.
       well_formed: True where the response has the form that the prompt asks for. It does not
         enter the reward.
       feedback: what was wrong, in words; empty where there is nothing to say. It may contain the
         gold answer.
+      failed: True where the grader itself failed, so that the reward of 0 says nothing about the
+        response. Only a user's function can; feedback has the cause.
     """
 
     reward: float
     prediction: str
     well_formed: bool
     feedback: str
+    failed: bool = False

@@ -49,7 +49,8 @@ def train(config: Any, workdir: str) -> None:
                 flush=True,
             )
     models.save(str(folder), model, state.trainable, tokenizer=tokenizer)
-    gate = examination.measure_gate(config, model, state.trainable, tokenizer, mesh)
+    with assemble.open_grader(config) as grader:
+        gate = examination.measure_gate(config, model, state.trainable, tokenizer, mesh, grader)
     print(f"{gate}\nsaved {folder}")
 
 

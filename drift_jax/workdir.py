@@ -114,7 +114,10 @@ class WorkDir:
         lineage = None
         if restored is None and self._fork is not None:
             state, host, lineage = read_fork(self._fork, state)
-            host = {**host, "metrics_bytes": 0, "files": {}, "fingerprint": self._fingerprint}
+            # The checkpoint that was best there is not here.
+            memory_state = {**host["memory"], "best_validation": None}
+            host = {**host, "memory": memory_state, "metrics_bytes": 0, "files": {}}
+            host["fingerprint"] = self._fingerprint
         elif restored is None:
             self._write_config(None)
             self._cut_back(0, {})

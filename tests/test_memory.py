@@ -165,3 +165,14 @@ def test_every_entry_of_the_buffer_is_drawn_equally_often():
     drawn = [kept.buffer.sample("p", draws(0, step)("p")).response for step in range(600)]
     counts = [drawn.count(text) for text in "abc"]
     assert sum(counts) == 600 and min(counts) > 160
+
+
+def test_the_best_validation_score_is_kept_through_json_and_equal_ones_count():
+    kept = memory()
+    assert [kept.is_best(value) for value in (0.2, 0.1, 0.2, 0.4, 0.3)] == [1, 0, 1, 1, 0]
+    restored = memory()
+    restored.load_state_dict(json.loads(json.dumps(kept.state_dict())))
+    assert not restored.is_best(0.39) and restored.is_best(0.4)
+    fresh = memory()
+    fresh.load_state_dict(json.loads(json.dumps(memory().state_dict())))
+    assert fresh.is_best(-1.0)

@@ -1,6 +1,7 @@
 """A run's work directory: which run it holds, where that run stopped, and what it has written.
 
-    config.json   the resolved configuration, versions, devices and lineage; written once, first
+    config.json   the resolved configuration, versions, devices, lineage, and fingerprints of the
+                  problems and the base weights; written once, first
     everything else is written by `drift_jax.metrics` and `drift_jax.checkpoint`
 
 A directory belongs to one configuration: starting there again resumes it, starting another one
@@ -75,7 +76,13 @@ class WorkDir:
     """The open directory of a running job."""
 
     def __init__(
-        self, workdir: str, config: Any, *, fingerprint: str, fork: Fork | None = None
+        self,
+        workdir: str,
+        config: Any,
+        *,
+        fingerprint: str,
+        base: Mapping[str, Any] | None = None,
+        fork: Fork | None = None,
     ) -> None:
         """Opens the directory, which is made at the first write; call `check` before.
 
@@ -83,11 +90,13 @@ class WorkDir:
           workdir: the folder.
           config: the resolved configuration.
           fingerprint: of the training problems; a resumed run must see the same.
+          base: what identifies the weights before the first step; for the record only.
           fork: where a new run starts from.
         """
         self.path = pathlib.Path(workdir)
         self._config = config
         self._fingerprint = fingerprint
+        self._base = base
         self._fork = fork
         section = config.checkpoint
         self.checkpoints = Checkpoints(
@@ -172,6 +181,8 @@ class WorkDir:
             "packages": _versions(),
             "devices": [str(device) for device in jax.devices()],
             "lineage": lineage,
+            "problems": self._fingerprint,
+            "base": self._base,
         }
         self.path.mkdir(parents=True, exist_ok=True)
         partial = self.path / "config.json.partial"

@@ -112,7 +112,7 @@ def open_model(config: Any, tokenizer: Any, mesh: Mesh) -> tuple[ModelConfig, Pa
     return model, create(model, jax.random.key(config.seed))
 
 
-def base(params: Params) -> dict[str, Any]:
+def describe_base(params: Params) -> dict[str, Any]:
     """What identifies base weights, and how many of them a token is multiplied with.
 
     An untied embedding is looked up, not multiplied with.

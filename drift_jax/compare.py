@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigError as error:
         raise command.refuse(error) from None
     except _Stopped:
-        print("stopped; the same command goes on from there")
+        _say("stopped; the same command goes on from there")
         sys.exit(EXIT_STOPPED)
     if failed:
         print(f"error: {len(failed)} failed: {'; '.join(failed)}", file=sys.stderr)
@@ -104,8 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--base",
         metavar="FILE[:ARGS]",
-        help="warm-start a base policy for every variant first, with this experiment file; for "
-        "example configs/quickstart.py:base,world={world}",
+        help="warm-start a base policy for every variant first, with this experiment file, such as "
+        "configs/quickstart.py:base,world={world}; --config.warm_start.* goes to it",
     )
     parser.add_argument(
         "--sweep",
@@ -162,7 +162,7 @@ def run(plan: Plan, options: argparse.Namespace, lock: IO[str]) -> list[str]:
             tried = {factor: plan.sweep_cells(factor, based) for factor in options.sweep}
             failed += _run_cells(pool, [cell for cells in tried.values() for cell in cells])
             chosen = sweep.choose(tried, plan.out / "sweep.json")
-            print(sweep.text(plan.out / "sweep.json"), flush=True)
+            _say(sweep.text(plan.out / "sweep.json"))
         cells = [cell for cell in plan.cells(chosen, based) if not chosen or cell.method in chosen]
         if options.share_stage1:
             cells = plans.share_stage1(cells)
@@ -290,7 +290,7 @@ def write_table(out: Path, level: float, methods: Sequence[str]) -> None:
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise
-        _say("no figures without matplotlib; pip install 'drift_jax[report]'")
+        _say("no figures without matplotlib; pip install matplotlib")
     _say(f"everything is in {out}: table.txt, table.md, table.json, raw")
 
 
@@ -352,7 +352,11 @@ def _positive(text: str) -> int:
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    """Prints a line; once nobody reads (`| head`), to nowhere: the runs are worth more."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -35,7 +35,9 @@ SERIES = (
     "buffer/entries",
     "buffer/fallback_hits",
     "buffer/replaced",
+    "rhythm/rows",
     "rhythm/open_fraction",
+    "rhythm/bonus_mean",
     "rhythm/weight_excess",
     "actor/entropy",
     "actor/grad_norm",
@@ -70,6 +72,7 @@ class Record:
       problem_ids: of the evaluated problems. [problem]
       final_rewards: of the last evaluation. float64 [problem, sample]
       totals: what the run consumed; names carry the unit.
+      stage2: metric -> mean over the steps of stage 2; over all steps where there is none.
       series: metric -> values, and "step" -> the last step of each stretch. [point] each
     """
 
@@ -97,6 +100,7 @@ class Record:
     problem_ids: list[str]
     final_rewards: np.ndarray
     totals: dict[str, float]
+    stage2: dict[str, float | None]
     series: dict[str, list[float | None]]
 
     @property
@@ -171,6 +175,7 @@ def from_work_directory(
         problem_ids=ids,
         final_rewards=np.array([problem["rewards"] for problem in results[-1]["problems"]]),
         totals=_totals(list(rows.values()), costs),
+        stage2=_stage2(steps),
         series=_series(steps),
     )
 
@@ -252,11 +257,18 @@ def sha256(file: Path) -> str:
 
 
 def _json(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        value = value.tolist()
+    """JSON without spaces; a configuration's numbers keep their types, since 1 and 1.0 differ."""
     if isinstance(value, dict):
-        value = {name: _short(inner) for name, inner in value.items()}
-    return json.dumps(_short(value), ensure_ascii=False, separators=(",", ":"))
+        value = {
+            name: _short(inner) if _is_array(inner) else inner for name, inner in value.items()
+        }
+    elif _is_array(value):
+        value = _short(value)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | list)
 
 
 def _short(value: Any) -> Any:
@@ -356,6 +368,15 @@ def _series(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float | None]
         if any(name in row for row in rows):
             series[name] = [_mean(rows[i].get(name) for i in part) for part in stretches]
     return series
+
+
+def _stage2(rows: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+    second = [row for row in rows if row["train/stage"] == 2] or rows
+    return {
+        name: _mean(row.get(name) for row in second)
+        for name in SERIES
+        if any(name in row for row in second)
+    }
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -43,9 +43,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     exam = examination.examination(config, model, tokenizer, mesh)
 
     # ---- state: that of the newest checkpoint, of a fork, or a fresh one
-    run = WorkDir(
-        workdir, config, fingerprint=stream.fingerprint, base=assemble.base(params), fork=fork
-    )
+    run = WorkDir(workdir, config, fingerprint=stream.fingerprint, base=params, fork=fork)
     memory = assemble.make_memory(config)
     state, start = run.restore(assemble.open_state(config, params, mesh, model), memory)
     del params  # they live on in the state

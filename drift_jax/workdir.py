@@ -19,6 +19,7 @@ from typing import Any
 import jax
 
 import drift_jax
+from drift_jax import assemble
 from drift_jax import config as configs
 from drift_jax import metrics as metric_files
 from drift_jax.checkpoint import Checkpoints, Fork, read_fork
@@ -26,6 +27,7 @@ from drift_jax.command import check_writable
 from drift_jax.config import ConfigError
 from drift_jax.memory import Memory
 from drift_jax.metrics import MetricsWriter
+from drift_jax.models.transformer import Params
 from drift_jax.update import TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
@@ -81,7 +83,7 @@ class WorkDir:
         config: Any,
         *,
         fingerprint: str,
-        base: Mapping[str, Any] | None = None,
+        base: Params | None = None,
         fork: Fork | None = None,
     ) -> None:
         """Opens the directory, which is made at the first write; call `check` before.
@@ -90,13 +92,13 @@ class WorkDir:
           workdir: the folder.
           config: the resolved configuration.
           fingerprint: of the training problems; a resumed run must see the same.
-          base: what identifies the weights before the first step; for the record only.
+          base: parameters before the first step; their fingerprint goes into the record.
           fork: where a new run starts from.
         """
         self.path = pathlib.Path(workdir)
         self._config = config
         self._fingerprint = fingerprint
-        self._base = base
+        self._base = None if base is None else assemble.describe_base(base)
         self._fork = fork
         section = config.checkpoint
         self.checkpoints = Checkpoints(

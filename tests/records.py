@@ -61,6 +61,7 @@ def made_up(
             "flops_student": 5e6,
             "flops_teacher": 0.0,
         },
+        stage2={"routing/easy_fraction": 0.35, "actor/entropy": 0.1, "rhythm/rows": None},
         series={
             "step": [1.0, 2, 3, 4],
             "routing/easy_fraction": [0.1, 0.2, 0.3, 0.4],

@@ -145,7 +145,7 @@ def test_a_sweep_chooses_on_validation_and_a_failed_cell_does_not_stop_the_other
     arguments = [*SMALL, f"--config.model.path={bases}/{{world}}", "--methods=grpo"]
     code, printed = finish(start(out, *arguments, "--worlds=0", "--sweep=0.5,2", "--jobs=2"))
     assert code == 0, printed
-    content = json.loads((out / "sweep" / "sweep.json").read_text())
+    content = json.loads((out / "sweep.json").read_text())
     found = content["methods"]["grpo"]
     assert [row["factor"] for row in found["tried"]] == [0.5, 2.0]
     means = {row["factor"]: row["mean"] for row in found["tried"]}
@@ -179,7 +179,7 @@ def test_the_best_validation_mean_over_the_variants_is_chosen_and_failures_are_o
             found = made_up(cell.method, cell.variant, skill=skill, split="validation")
             if (cell.method, factor, cell.variant) != ("drift", 2.0, "world=1"):
                 record.write(cell.record, found)
-    file = tmp_path / "sweep" / "sweep.json"
+    file = tmp_path / "sweep.json"
     assert sweep.choose(tried, file) == {"drift": 1.0, "grpo": 0.5}
     printed = sweep.text(file)
     assert "x2 (0.0004) failed" in printed and "*x1 (0.0002)" in printed

@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import zlib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from drift_jax import assemble, record
 from drift_jax import config as configs
-from drift_jax import record
 from drift_jax.checkpoint import parse_fork
 from drift_jax.comparison import plan as plans
 from drift_jax.comparison.plan import Cell
@@ -108,6 +110,12 @@ def test_a_record_has_what_the_work_directory_says(runs):
     assert totals["student_tokens"] == expected and totals["teacher_tokens"] > expected
     assert found.series["step"] == [1, 2, 3, 4, 5]
     assert found.series["actor/entropy"][0] == pytest.approx(rows[1]["actor/entropy"], rel=1e-3)
+    for row in rows[1:]:
+        samples = small_run.lines(runs["whole"] / "samples", f"{row['step']}.jsonl")
+        ids = dict.fromkeys(sample["id"] for sample in samples)
+        assert row["data/order"] == zlib.crc32("\n".join(ids).encode())
+    second = [row["routing/easy_fraction"] for row in rows[4:]]
+    assert found.stage2["routing/easy_fraction"] == pytest.approx(sum(second) / 2, rel=1e-3)
     # The packaged model: the tied table is multiplied with, so all weights count.
     assert found.parameters == 155_200 and len(found.base) == 64
     file = runs["whole"] / "record.json"
@@ -126,3 +134,11 @@ def test_unfinished_and_old_work_directories_are_refused_in_one_line(runs, tmp_p
     (tmp_path / "metrics.jsonl").write_text((runs["whole"] / "metrics.jsonl").read_text())
     with pytest.raises(ConfigError, match="older version"):
         record.from_work_directory([tmp_path], method="x")
+
+
+def test_an_untied_embedding_is_looked_up_and_not_counted():
+    tied = {"embed_tokens": jnp.ones((5, 2)), "layers": {"norm": jnp.ones(3)}}
+    untied = {**tied, "lm_head": jnp.ones((2, 5))}
+    first, second = map(assemble.describe_base, (tied, untied))
+    assert first["parameters"] == second["parameters"] == 13
+    assert first["fingerprint"] != second["fingerprint"]

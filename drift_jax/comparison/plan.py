@@ -111,7 +111,9 @@ class Plan:
     def base_command(self, spec: str, variant: str) -> tuple[Path, list[str]]:
         """Where the base policy of a variant will lie, and arguments of the warm start for it."""
         folder = self.out / "base" / (_folder_name(variant) or "all")
-        return folder, [f"--config={_filled(spec, self._words(variant))}", f"--workdir={folder}"]
+        own = [text for text in self.overrides if text.startswith("--config.warm_start.")]
+        spec = _filled(spec, self._words(variant))
+        return folder, [f"--config={spec}", *own, f"--workdir={folder}"]
 
     def cells(self, chosen: Mapping[str, float] | None = None, base: bool = False) -> list[Cell]:
         """All cells, those that are compared with each other next to each other.

@@ -23,6 +23,20 @@ _NAMES = {
     "equal_tokens": "at equal tokens",
     "equal_compute": "at equal compute",
 }
+# Heading -> metric of stage 2, and its format.
+_PARTS = {
+    "easy": ("routing/easy_fraction", ".2f"),
+    "medium": ("routing/medium_fraction", ".2f"),
+    "hard": ("routing/hard_fraction", ".2f"),
+    "no loss": ("routing/dropped_fraction", ".2f"),
+    "with teacher": ("teacher/available_fraction", ".2f"),
+    "from buffer": ("teacher/buffer_fraction", ".3f"),
+    "gated rows": ("rhythm/rows", ".2f"),
+    "open tokens": ("rhythm/open_fraction", ".3f"),
+    "M - 1": ("rhythm/weight_excess", ".5f"),
+    "entropy": ("actor/entropy", ".3f"),
+    "length": ("rollout/response_length_mean", ".1f"),
+}
 _COMPARED = ("last", "area", "equal_tokens", "equal_compute")
 _PRIMARY = "last"
 
@@ -86,12 +100,13 @@ def make(records: Sequence[Record], *, level: float = 0.5, order: Sequence[str] 
     differences = _differences(values, methods)
     runs = {name: [block[name] for block in whole.values()] for name in methods}
     costs = {name: _cost(found, level) for name, found in runs.items()}
+    parts = {name: _parts(found) for name, found in runs.items()}
     k, split = runs[methods[0]][0].samples, runs[methods[0]][0].split
     left_out = [run.name for key, block in blocks.items() if key not in whole
                 for run in block.values()]  # fmt: skip
     return Table(
         methods,
-        _sections(scores, costs, differences, k=k, split=split, level=level),
+        _sections(scores, costs, differences, parts, k=k, split=split, level=level),
         _notes(whole, budgets, left_out),
         {
             "methods": methods,
@@ -107,6 +122,7 @@ def make(records: Sequence[Record], *, level: float = 0.5, order: Sequence[str] 
                 for name, found in scores.items()
             },
             "costs": costs,
+            "stage2": parts,
             "differences": differences,
             "settings": fairness.differences([found[0] for found in runs.values()]),
         },
@@ -176,6 +192,15 @@ def _cost(runs: Sequence[Record], level: float) -> dict[str, float | None]:
     }
 
 
+def _parts(runs: Sequence[Record]) -> dict[str, float | None]:
+    """What the parts of the algorithm did in stage 2, mean of the runs."""
+    found: dict[str, float | None] = {}
+    for metric, _ in _PARTS.values():
+        known = [value for run in runs if (value := run.stage2.get(metric)) is not None]
+        found[metric] = float(np.mean(known)) if known else None
+    return found
+
+
 # ---- text ---------------------------------------------------------------------------------------
 
 
@@ -183,6 +208,7 @@ def _sections(
     scores: Mapping[str, Mapping[str, NestedEstimate]],
     costs: Mapping[str, Mapping[str, Any]],
     differences: Mapping[str, Mapping[str, Mapping[str, float]]],
+    parts: Mapping[str, Mapping[str, float | None]],
     *,
     k: int,
     split: str,
@@ -225,7 +251,11 @@ def _sections(
                 ],
             )
         )  # fmt: skip
-    return sections
+    rows = [["method", *_PARTS]]
+    for name, one in parts.items():
+        values = [(one[metric], form) for metric, form in _PARTS.values()]
+        rows.append([name, *("-" if v is None else f"{v:{form}}" for v, form in values)])
+    return [*sections, Section("what the parts did in stage 2 (means of its steps)", rows)]
 
 
 def _cost_cells(cost: Mapping[str, Any]) -> list[str]:
@@ -260,6 +290,7 @@ def _notes(
         "variants, seeds within, and problems within."
         + ("" if len(variants) > 1 else " With one variant they say nothing about others.")
         + ("" if len(seeds) > 1 else " With one seed they say nothing about other seeds."),
+        *_base_score(list(blocks.values())),
         "Peak is the best evaluation, chosen on the very problems that it is measured on.",
         "Mean over steps is the area under the curve of mean@k, divided by the steps.",
         "Equal budgets: the score at the largest amount that all runs of a block reached, linear "
@@ -276,12 +307,26 @@ def _notes(
             + (", corrected after Holm" if len(methods) > 2 else "")
             + f"; the smallest that can come out is {smallest:.4f}."
         )
+    notes.append(
+        "Parts: shares of a step's problems by difficulty; of its rollouts without a loss, with a "
+        "teacher, with one from the buffer, and under the rhythm gate; of their tokens with an "
+        "open gate and mean of M - 1 there; entropy in nats a token; length in tokens."
+    )
     if left_out:
         notes.append(f"Left out, as their block lacks other methods: {', '.join(left_out)}.")
     versions = {f"drift_jax {run.version}, jax {run.packages['jax']}" for run in runs}
     if len(versions) > 1:
         notes.append(f"The runs were made by different versions: {'; '.join(sorted(versions))}.")
     return notes
+
+
+def _base_score(blocks: Sequence[Mapping[str, Record]]) -> list[str]:
+    """What all began with, where it was evaluated."""
+    first = [next(iter(block.values())) for block in blocks]
+    if any(run.eval_steps[0] for run in first):
+        return []
+    score = np.mean([run.eval_means[0].mean() for run in first])
+    return [f"Before the first step all score {100 * score:.1f}."]
 
 
 def _range(budgets: Mapping[Any, Mapping[str, float]], name: str, unit: float, form: str) -> str:

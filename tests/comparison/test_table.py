@@ -144,7 +144,7 @@ def test_text_and_markdown_have_a_row_a_method_and_equal_numbers():
 
 def test_one_run_makes_a_table_without_differences():
     made = table.make([made_up()])
-    assert made.values["differences"] == {} and len(made.sections) == 2
+    assert made.values["differences"] == {} and len(made.sections) == 3
     assert "say nothing about others" in made.text and "nothing about other seeds" in made.text
 
 
@@ -153,4 +153,4 @@ def test_written_tables_list_the_records_with_their_hashes(tmp_path):
     content = json.loads((tmp_path / "table.json").read_text())
     assert content["records"] == {"raw/a.json": "12"} and content["k"] == 8
     assert (tmp_path / "table.txt").read_text().startswith("test problems, equal steps")
-    assert (tmp_path / "table.md").read_text().count("| --- |") == 3
+    assert (tmp_path / "table.md").read_text().count("| --- |") == 4

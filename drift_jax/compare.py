@@ -242,7 +242,8 @@ def child_environment(jobs: int) -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     paths = filter(None, (root, os.environ.get("PYTHONPATH", "")))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+    threads = max(1, allowed // jobs)
     if jobs > 1:
         environment |= {"NPROC": str(threads), "OMP_NUM_THREADS": str(threads)}
     if jobs > 1 and threads == 1:

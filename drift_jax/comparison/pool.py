@@ -99,7 +99,7 @@ class Pool:
 
         Args:
           jobs: in the order in which they are started.
-          done: called after each job that ended well.
+          done: called after each job that ended well; with a ValueError of it the job has failed.
         """
         waiting, failed = list(jobs), []
         finished = 0
@@ -112,9 +112,13 @@ class Pool:
                 self._running.remove(running)
                 running.output.close()
                 finished += 1
-                if self._ended_well(running, f"[{finished}/{len(jobs)}]"):
+                if not self._ended_well(running, f"[{finished}/{len(jobs)}]"):
+                    failed += [] if self.stopping else [running.job]
+                    continue
+                try:
                     done(running.job)
-                elif not self.stopping:
+                except ValueError as error:  # of this job's files; the others go on
+                    self._say(f"FAILED {running.job.name}: {error}")
                     failed.append(running.job)
             if self._running and time.monotonic() - told > self._every:
                 told = time.monotonic()
@@ -169,6 +173,8 @@ class Pool:
 
 def _state(running: _Running) -> str:
     """Name and step of a run."""
+    if running.job.folder is None:
+        return running.job.name
     row = _last_row(running.job.folder)
     return f"{running.job.name}: step {row.get('step', '-')}/{running.job.steps}"
 

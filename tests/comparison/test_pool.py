@@ -27,3 +27,19 @@ def test_a_failed_command_is_named_with_its_last_line_and_the_others_go_on(tmp_p
     assert said[0] == "started bad" and said[1] == "started good"
     assert "grpo: on-policy" in Path(tmp_path / "good.log").read_text()
     assert any(line.startswith("[3/3]") for line in said)
+
+
+def test_a_run_whose_files_cannot_be_read_is_a_failed_one(tmp_path):
+    said: list[str] = []
+    environment = {**os.environ, "PYTHONPATH": str(small_run.ROOT)}
+    jobs = [Job(name, "methods", [name], tmp_path / f"{name}.log") for name in ("grpo", "sdpo")]
+
+    def read(job: Job) -> None:
+        if job.name == "grpo":
+            raise ValueError("its files are damaged")
+
+    with Pool(1, environment, said.append) as pool:
+        failed = pool.run(jobs, read)
+    assert [job.name for job in failed] == ["grpo"]
+    assert "FAILED grpo: its files are damaged" in said
+    assert any(line.startswith("[2/2] finished sdpo") for line in said)

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from drift_jax import batching, models, optimizer, sharding, update
+from drift_jax import batching, checkpoint, models, optimizer, sharding, update
 from drift_jax import config as configs
 from drift_jax.buffer import SuccessBuffer
 from drift_jax.config import ConfigError
@@ -131,6 +131,17 @@ def open_model(config: Any, tokenizer: Any, mesh: Mesh) -> tuple[ModelConfig, Pa
     shardings = parameter_shardings(model, mesh)
     create = jax.jit(transformer.init, static_argnums=0, out_shardings=shardings)
     return model, create(model, jax.random.key(config.seed))
+
+
+def describe_base(params: Params) -> dict[str, Any]:
+    """What identifies base weights, and how many of them a token is multiplied with.
+
+    An untied embedding is looked up, not multiplied with.
+    """
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
+    if "lm_head" in sizes:
+        del sizes["embed_tokens"]
+    return {"fingerprint": checkpoint.fingerprint(params), "parameters": sum(sizes.values())}
 
 
 def compute_dtype(config: Any) -> jnp.dtype | None:

@@ -545,6 +545,23 @@ def check_command_line(arguments: Sequence[str]) -> None:
             _parsed(name, text, type(_BY_NAME[name].default))
 
 
+def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """Sets what `--config.section.field=value` arguments say, as the command line would.
+
+    Raises:
+      ConfigError: for an argument of another form, an unknown field or an unreadable value.
+    """
+    for argument in arguments:
+        flag, separator, text = argument.partition("=")
+        name = flag.removeprefix("--config.")
+        if not separator or name == flag:
+            raise ConfigError(f"{argument!r} is not --config.section.field=value; write it so")
+        if name not in _BY_NAME:
+            raise ConfigError(unknown_field_message(name))
+        assign(config, {name: _parsed(name, text, type(_BY_NAME[name].default))})
+    return config
+
+
 def learning_rate(config: ConfigDict) -> float:
     """The learning rate in use: the experiment's times the method's factor."""
     return float(config.optimizer.learning_rate * config.optimizer.learning_rate_factor)

@@ -60,6 +60,7 @@ class Reporter:
         self._progress = Progress(config.train.steps, done=start, every=config.logging.every)
         self._times: defaultdict[str, float] = defaultdict(float)
         self._began = time.monotonic()
+        self._cpu = 0.0  # not now: what the process has done so far belongs to its first step
         self._memory = memory
         self._replaced = memory.buffer.replaced  # a resumed buffer has a past
         self._warned = False
@@ -105,6 +106,7 @@ class Reporter:
             )
         if self._config.evaluation.at_start:
             row |= self._evaluate(0, state)
+        row["time/cpu"] = self._cpu_since()
         self._run.writer.write(0, row)
         self._times.clear()
 
@@ -146,6 +148,7 @@ class Reporter:
         if last or _due(step, config.evaluation.every):
             row |= self._evaluate(step, state)
             evaluated, improved = self._judge(row)
+        row["time/cpu"] = self._cpu_since()
         self._run.writer.write(step, row)
         self._progress.update(step, row)
         if _due(step, config.logging.samples_every):
@@ -211,6 +214,11 @@ class Reporter:
         row["rollout/tokens_per_second"] = row["rollout/tokens"] / max(self._times["rollout"], 1e-9)
         self._times.clear()
         return row
+
+    def _cpu_since(self) -> float:
+        """CPU seconds of the process since the call before."""
+        before, self._cpu = self._cpu, time.process_time()
+        return self._cpu - before
 
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         with self.clock("evaluate"):

@@ -1,11 +1,13 @@
 """A step in numbers and in lines: host metrics, and the rows of the sample files."""
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from drift_jax import difficulty
+from drift_jax.batching import Batch
 from drift_jax.decision import Decision
 from drift_jax.grading import Answers
 from drift_jax.memory import Memory
@@ -94,6 +96,25 @@ def memory_metrics(memory: Memory, step: int, added: int, replaced_before: int) 
         metrics["buffer/reward_mean"] = buffer.reward_mean
         metrics["buffer/age_mean"] = buffer.age_mean(step)
     return metrics
+
+
+def work_metrics(
+    ids: Sequence[str], prompts: Sequence[np.ndarray], batch: Batch
+) -> dict[str, float]:
+    """What the step was about and how many tokens went through the model (`compute/...`).
+
+    Args:
+      ids: of the step's problems, in order.
+      prompts: their token ids.
+      batch: the rows of the update, on the host.
+    """
+    teacher = 0 if batch.teacher_mask is None else batch.teacher_mask.sum()
+    return {
+        "data/order": float(zlib.crc32("\n".join(ids).encode())),
+        "compute/prompt_tokens": float(sum(map(len, prompts))),
+        "compute/student_tokens": float(batch.student_mask.sum()),
+        "compute/teacher_tokens": float(teacher),
+    }
 
 
 def sample_rows(

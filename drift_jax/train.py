@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from drift_jax import assemble, buffer, examination, sharding
+from drift_jax import assemble, buffer, examination, sharding, summary
 from drift_jax import config as configs
 from drift_jax.checkpoint import Fork
 from drift_jax.data import prompting
@@ -44,7 +44,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     exam = examination.examination(config, model, tokenizer, mesh, grader)
 
     # ---- state: that of the newest checkpoint, of a fork, or a fresh one
-    run = WorkDir(workdir, config, fingerprint=stream.fingerprint, fork=fork)
+    run = WorkDir(workdir, config, fingerprint=stream.fingerprint, base=params, fork=fork)
     memory = assemble.make_memory(config)
     state, start = run.restore(assemble.open_state(config, params, mesh, model), memory)
     del params  # they live on in the state
@@ -115,6 +115,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
                     assemble.teacher_rate(config),
                 )
                 numbers = jax.device_get(numbers)
+            numbers |= summary.work_metrics(ids, prompts, batch)
             numbers |= {"train/epoch": stream.epoch(step), "train/stage": 1 + (step > warmup_steps)}
 
             if report.step(step, state, asked, rollouts, answers, decision, kept, numbers, details):

@@ -486,3 +486,20 @@ def test_runlocal_is_tiny_and_needs_no_files(devices):
     assert config.model.compute_dtype == "float32"
     assert config.train.steps * config.rollout.problems_per_step * config.rollout.group_size < 100
     assert 0 < config.curriculum.warmup_steps < config.train.steps  # both stages are run
+
+
+def test_overrides_are_read_as_the_command_line_reads_them():
+    arguments = ["--config.train.steps=7", "--config.rollout.prompt_buckets=(8,16)"]
+    config = configuration.override(
+        configuration.default(), [*arguments, "--config.model.path=a=b"]
+    )
+    assert config.train.steps == 7 and config.rollout.prompt_buckets == (8, 16)
+    assert config.model.path == "a=b"
+    for argument, words in (
+        ("--config.train.step=7", "did you mean 'train.steps'"),
+        ("--config.train.steps=x", "expected a whole number"),
+        ("--config.train.steps", "is not --config.section.field=value"),
+        ("train.steps=7", "is not --config.section.field=value"),
+    ):
+        with pytest.raises(configuration.ConfigError, match=re.escape(words)):
+            configuration.override(configuration.default(), [argument])

@@ -95,15 +95,18 @@ def _stage(
               "the shortest; or the first success.",
               source, choices=("highest_entropy", "shortest", "first")),
         Field(f"{name}.use_difficulty", use_difficulty,
-              f"{title}: multiply the policy term of correct samples by gamma; False is gamma = 1.",
+              f"{title}: multiply the policy term of correct samples by gamma, and the "
+              "distillation of wrong ones by the difficulty.*_distill_weight; False is 1 for both.",
               source),
         Field(f"{name}.use_rhythm", use_rhythm,
-              f"{title}: weigh the tokens of correct samples of medium problems by Eq. 16.",
+              f"{title}: weigh the tokens of the policy term in the rows that "
+              "objective.weighted_rows names (Eq. 16).",
               "paper 3.3, reading R17"),
         Field(f"{name}.no_teacher", "mask",
-              f"{title}: a wrong sample without a teacher gets nothing (mask), or the policy term "
-              "with weight 1 (policy).",
-              "reading L1", choices=("mask", "policy")),
+              f"{title}: a wrong sample without a teacher keeps policy_wrong (mask), or gets the "
+              "policy term with weight 1 (policy); unweighted also leaves out gamma where a "
+              "correct one has none.",
+              "reading L1", choices=("mask", "policy", "unweighted")),
     )
 
 
@@ -184,9 +187,31 @@ FIELDS: tuple[Field, ...] = (
     Field("rollout.response_buckets", (1024, 2048, 4096, 8192), "The same for responses.",
           "ours", at_least=1),
     # ---- difficulty routing
+    Field("difficulty.estimate", "smoothed",
+          "Pass rate of a problem over its visits: smoothed (Eq. 8), or decayed counts of "
+          "successes and failures behind a Beta prior (beta).",
+          "paper Eq. 8, reading D4", choices=("smoothed", "beta")),
     Field("difficulty.pass_rate_decay", 0.5,
           "Weight of the past in the smoothed pass rate, per visit (alpha of Eq. 8).",
           "paper Eq. 8, reading D2", at_least=0, at_most=1),
+    Field("difficulty.count_decay", 0.85,
+          "estimate=beta: what a training step leaves of a count since the last visit.",
+          "ours, from the authors' release", at_least=0, at_most=1),
+    Field("difficulty.prior_count", 1.0,
+          "estimate=beta: pseudo-counts of a success and of a failure each.",
+          "ours, from the authors' release", at_least=0),
+    Field("difficulty.shrink_count", 8.0,
+          "estimate=beta: rollouts at which half of the weight is still on 1/2; 0 is off.",
+          "ours, from the authors' release", at_least=0),
+    Field("difficulty.reset_every", 0,
+          "Steps of stage 2 between two resets of all pass rates; 0 is never.",
+          "reading D11", at_least=0),
+    Field("difficulty.bins", "strict",
+          "A problem lies in one bin (strict), or in all three by logistic shares (soft), and its "
+          "weights and beta are mixed by share.",
+          "paper 3.2, reading D8", choices=("strict", "soft")),
+    Field("difficulty.softness", 0.08, "bins=soft: width of the edges, in units of pass rate.",
+          "ours, from the authors' release", positive=True),
     Field("difficulty.easy_above", 0.8, "Easy: pass rate strictly above (r_easy).",
           "paper 3.2, reading D7", at_least=0, at_most=1),
     Field("difficulty.hard_below", 0.2, "Hard: pass rate strictly below (r_hard).",
@@ -194,18 +219,56 @@ FIELDS: tuple[Field, ...] = (
     Field("difficulty.easy_weight", 0.5, "gamma of easy problems.", "paper 3.2", at_least=0),
     Field("difficulty.medium_weight", 1.0, "gamma of medium problems.", "paper 3.2", at_least=0),
     Field("difficulty.hard_weight", 0.0, "gamma of hard problems.", "paper 3.2", at_least=0),
+    Field("difficulty.easy_distill_weight", 1.0,
+          "Where use_difficulty: weight of the distillation of wrong samples of easy problems.",
+          "paper Eq. 4, reading L12", at_least=0),
+    Field("difficulty.medium_distill_weight", 1.0, "The same of medium problems.",
+          "paper Eq. 4, reading L12", at_least=0),
+    Field("difficulty.hard_distill_weight", 1.0, "The same of hard problems.",
+          "paper Eq. 4, reading L12", at_least=0),
+    Field("difficulty.question_weight", "none",
+          "What multiplies the distillation of all samples of a problem: nothing, or "
+          "[p (1 - p)]^question_exponent over its mean among the step's mixed groups, with p of "
+          "this group (bernoulli); groups all right or all wrong then get 0.",
+          "ours, for SC-SDPO", choices=("none", "bernoulli")),
+    Field("difficulty.question_exponent", 0.5,
+          "Exponent of question_weight=bernoulli; 0 weighs all mixed groups alike.",
+          "ours, for SC-SDPO", at_least=0),
     Field("difficulty.success_threshold", 0.5,
           "A sample is correct when its reward is at least this (theta_r): routing, siblings, "
           "buffer.",
           "reference, readings T1 and T2"),
     # ---- self-teacher
     Field("teacher.update_rule", "ema",
-          "Teacher weights: moving average of the student, or the initial model for ever "
-          "(frozen).",
-          "reference, reading T11", choices=("ema", "frozen")),
+          "Teacher weights: moving average of the student; the initial model for ever (frozen); a "
+          "copy every copy_every steps (snapshot); or a copy when rewards have risen and lengths "
+          "are stable (gated_copy).",
+          "reference, reading T11", choices=("ema", "frozen", "snapshot", "gated_copy")),
     Field("teacher.rate", 0.05,
           "Share of the student mixed into the moving average per step; 1 is the current student.",
           "reference, reading T11", at_least=0, at_most=1),
+    Field("teacher.copy_every", 10, "update_rule=snapshot: steps between two copies.",
+          "ours, as RLCSD", at_least=1),
+    Field("teacher.check_every", 5,
+          "update_rule=gated_copy: steps between two looks at its conditions.",
+          "ours, as CGTR", at_least=1),
+    Field("teacher.min_steps", 30, "update_rule=gated_copy: fewest steps between two copies.",
+          "ours, as CGTR", at_least=1),
+    Field("teacher.window", 5,
+          "update_rule=gated_copy: last steps whose rewards and lengths are read.",
+          "ours, as CGTR", at_least=1),
+    Field("teacher.reward_gain", 0.05,
+          "update_rule=gated_copy: by how much the window's mean reward must exceed that of the "
+          "last copy.",
+          "ours, as CGTR"),
+    Field("teacher.length_ratio", 3.2,
+          "update_rule=gated_copy: largest allowed ratio of the window's longest response to its "
+          "mean length.",
+          "ours, as CGTR", positive=True),
+    Field("teacher.feedback", "none",
+          "Show the teacher what the grader said about the sample: never, to samples without a "
+          "solution to show, or always.",
+          "reference, reading T12", choices=("none", "without_solution", "always")),
     Field("teacher.reward_tolerance", 0.1,
           "Width of the reward window below the best, for highest_entropy (delta).",
           "paper 3.1, reading T3", at_least=0),
@@ -240,6 +303,22 @@ FIELDS: tuple[Field, ...] = (
           "paper Eq. 22, reading B2", choices=("keep", "newest", "shortest")),
     Field("buffer.use_in_warmup", True,
           "Stage 1 may read the buffer too, once epoch > fill_epochs.", "reading B8"),
+    Field("buffer.fill_steps", 0,
+          "Steps that only fill the buffer, beside fill_epochs: the later of the two counts.",
+          "ours, from the authors' release", at_least=0),
+    Field("buffer.draw", "uniform",
+          "Which entry is read: each with the same chance (Eq. 20), or the one with the highest "
+          "reward and then the newest (top).",
+          "paper Eq. 20, reading B5", choices=("uniform", "top")),
+    Field("buffer.max_problems", 0,
+          "Problems with entries; beyond, the one whose best entry ranks lowest by reward, then "
+          "step, is forgotten. 0 keeps all.",
+          "reading B10", at_least=0),
+    Field("buffer.teaches", True, "A group without success is taught from the buffer (Eq. 19).",
+          "paper Eq. 19"),
+    Field("buffer.group_members", 0,
+          "Stored successes that join each group in the policy gradient, as RLEP does; 0 is none.",
+          "ours, for RLEP", at_least=0),
     Field("buffer.group_success", "threshold",
           "When a group counts as having a success of its own, so that the buffer is not read "
           "(Eq. 19): a reward of at least success_threshold, or any reward above 0 (positive).",
@@ -269,6 +348,18 @@ FIELDS: tuple[Field, ...] = (
           "reference, reading L4", at_least=0),
     Field("objective.scale_by_std", False, "Divide advantages by the group's standard deviation.",
           "reference, reading L5"),
+    Field("objective.advantage_over", "group",
+          "Advantages are relative to the whole group (paper 3.1), or to its successes alone; "
+          "failures then have 0.",
+          "paper 3.1", choices=("group", "successes")),
+    Field("objective.normaliser_rows", "valid",
+          "Rows that aggregation counts: all (valid); of the distillation term those with a "
+          "teacher (with_teacher); or, in both terms, those that have either (routed).",
+          "reference, reading L2", choices=("valid", "with_teacher", "routed")),
+    Field("objective.weighted_rows", "medium_correct",
+          "Rows with a teacher whose tokens the policy term weighs, where use_rhythm: correct ones "
+          "of medium problems (beta of Eq. 16), correct ones, or all.",
+          "paper Eq. 16, reading D9", choices=("medium_correct", "correct", "all")),
     Field("objective.distill_scale", 1.0, "Factor of the whole distillation branch.",
           "paper Eq. 4, reading L3", at_least=0),
     Field("objective.policy_scale", 1.0, "Factor of the whole policy-gradient branch.",
@@ -580,7 +671,14 @@ def validate(
     """
     for name, value in flatten(config).items():
         _check_field(name, value)
-    for check in (_check_thresholds, _check_groups, _check_rhythm, _check_lengths, _check_heads):
+    for check in (
+        _check_thresholds,
+        _check_groups,
+        _check_replay,
+        _check_rhythm,
+        _check_lengths,
+        _check_heads,
+    ):
         check(config)
     _check_devices(config, device_count)
     problems = config.rollout.problems_per_step
@@ -680,6 +778,15 @@ def _check_groups(config: ConfigDict) -> None:
     )
 
 
+def _check_replay(config: ConfigDict) -> None:
+    members, capacity = config.buffer.group_members, config.buffer.capacity
+    if members > capacity:
+        raise ConfigError(
+            f"buffer.group_members {members} is more than buffer.capacity {capacity}, so there is"
+            f" never that much to replay; use a capacity of at least {members}"
+        )
+
+
 def _check_rhythm(config: ConfigDict) -> None:
     low, high = config.rhythm.min_multiplier, config.rhythm.max_multiplier
     if high <= 1:
@@ -726,11 +833,14 @@ def _check_heads(config: ConfigDict) -> None:
 def _check_devices(config: ConfigDict, device_count: int) -> None:
     data, fsdp, _ = mesh_shape(config, device_count)
     places = data * fsdp
-    group, problems = config.rollout.group_size, config.rollout.problems_per_step
-    batch, rows = group * problems, config.compute.micro_batch
+    problems, rows = config.rollout.problems_per_step, config.compute.micro_batch
+    sampled, stored = config.rollout.group_size, config.buffer.group_members
+    batch = (sampled + stored) * problems
+    group = f"rollout.group_size {sampled}"
+    group = f"({group} + buffer.group_members {stored})" if stored else group
     if batch % places:
         raise ConfigError(
-            f"rollout.group_size {group} x problems_per_step {problems} = {batch} is not divisible"
+            f"{group} x problems_per_step {problems} = {batch} is not divisible"
             f" by {places} devices (mesh data x fsdp); use a multiple of {places}"
         )
     if rows % places:
@@ -740,7 +850,7 @@ def _check_devices(config: ConfigDict, device_count: int) -> None:
         )
     if rows and batch % rows:
         raise ConfigError(
-            f"compute.micro_batch {rows} does not divide the batch, rollout.group_size {group} x"
+            f"compute.micro_batch {rows} does not divide the batch, {group} x"
             f" problems_per_step {problems} = {batch}; use a divisor of {batch}, or 0 for all rows"
         )
 

@@ -23,6 +23,8 @@ class Answers:
       lengths: response tokens, the stop token included.
       entropies: mean token entropy, in nats.
       finished: bool, False where the response was cut at the limit.
+      feedback: what the grader said was wrong, blank where nothing. [problem][group]; None where
+        nobody asked.
     """
 
     responses: list[list[str]]
@@ -32,6 +34,7 @@ class Answers:
     lengths: np.ndarray
     entropies: np.ndarray
     finished: np.ndarray
+    feedback: list[list[str]] | None = None
 
 
 def grade(tokenizer: Any, problems: Sequence[Problem], rollouts: Rollouts) -> Answers:
@@ -60,4 +63,5 @@ def grade(tokenizer: Any, problems: Sequence[Problem], rollouts: Rollouts) -> An
         lengths=rollouts.lengths.reshape(shape),
         entropies=rollouts.mean_entropy.reshape(shape),
         finished=rollouts.finished.reshape(shape),
+        feedback=[[score.feedback for score in group] for group in scores],
     )

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from drift_jax import assemble, methods
+from drift_jax import assemble, methods, replay
 from drift_jax import config as configs
 from drift_jax.buffer import SuccessBuffer
 from drift_jax.decision import Decision, decide
@@ -59,17 +59,22 @@ def decided(
     memory: Memory | None = None,
     advantages: np.ndarray | None = None,
     buffer_enabled: bool = True,
+    joined: replay.Replayed | None = None,
+    graded: Answers | None = None,
     **changes,
 ) -> Decision:
     """The decision of a method's stage; `changes` are config values, `a__b` for a.b."""
     config = methods.apply(configs.default(), method)
     configs.assign(config, {name.replace("__", "."): value for name, value in changes.items()})
-    graded = answers(rewards)
+    graded = answers(rewards) if graded is None else graded
+    joined = replay.nothing(len(rewards), 0) if joined is None else joined
     return decide(
         list(rewards),
         graded,
-        group_advantages(graded.rewards) if advantages is None else advantages,
+        joined,
+        assemble.advantages(config, graded, joined) if advantages is None else advantages,
         remembered() if memory is None else memory,
+        step=7,
         stage=dict(zip(("warmup", "mixed"), assemble.stages(config), strict=True))[stage],
         rules=assemble.rules(config),
         buffer_enabled=buffer_enabled,

@@ -244,7 +244,7 @@ def test_the_gate_opens_for_correct_medium_samples_with_a_teacher_and_an_advanta
 
 
 def test_bad_branch_input_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="no_teacher is 'grpo'; use 'mask' or 'policy'"):
+    with pytest.raises(ValueError, match="no_teacher is 'grpo'; use one of mask, policy, unweighted"):
         branch_weights(ROUTES, HAS_TEACHER, **{**GRPO, "no_teacher": "grpo"})
     with pytest.raises(ValueError, match=r"has_teacher has shape \(3, 2\).*\(3, 4\)"):
         branch_weights(ROUTES, HAS_TEACHER[:, :2], **GRPO)

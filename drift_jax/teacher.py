@@ -174,10 +174,17 @@ def select(
       fallback_above: a group falls back on the buffer when no reward exceeds this, 0 in Eq. 19 as
         printed. None, the reading used by default, is one definition of success everywhere: when
         no reward reaches `success_threshold`. With rewards of 0 and 1 both are the same.
+      feedback: whose teacher is shown what the verifier said about the sample, where it said
+        anything: nobody's ("none"), that of a sample without a solution to show
+        ("without_solution"), or everybody's ("always").
+      verdicts: the verifier's words about each response, blank where it has none.
+        [problem][group]; None for a task without.
 
     Returns:
       A `Choice`.
     """
+    if feedback not in _FEEDBACK:
+        raise ValueError(f"feedback is {feedback!r}; use one of {', '.join(_FEEDBACK)}")
     rewards, entropies, lengths = _group_arrays(rewards, entropies, lengths)
     problems, group_size = rewards.shape
     if len(problem_ids) != problems or [len(row) for row in responses] != [group_size] * problems:

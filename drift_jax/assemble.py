@@ -149,6 +149,9 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
         eps=section.eps,
         weight_decay=section.weight_decay,
         clip_norm=section.clip_norm,
+        information_scale=section.information_scale,
+        information_max=section.information_max,
+        information_floor=section.information_floor,
     )
 
 
@@ -156,13 +159,32 @@ def loss_settings(config: Any) -> update.LossSettings:
     """The constants of the loss, from the `objective` and `rhythm` sections."""
     section, rhythm = config.objective, config.rhythm
     return update.LossSettings(
-        divergence=Divergence(section.divergence, section.alpha, section.top_k, section.rest),
+        divergence=Divergence(
+            section.divergence,
+            section.alpha,
+            section.top_k,
+            section.rest,
+            section.support,
+            section.pointwise_cap,
+        ),
         clip_low=section.clip_low,
         clip_high=section.clip_high,
         dual_clip=section.dual_clip or None,
         aggregation=section.aggregation,
         policy_scale=section.policy_scale,
         distill_scale=section.distill_scale,
+        token_weight=section.token_weight,
+        reshape_scale=section.reshape_scale,
+        reshape_decay_steps=section.reshape_decay_steps,
+        reshape_clip=section.reshape_clip,
+        distill_token_weight=section.distill_token_weight,
+        entropy_beta=section.entropy_beta,
+        credit=section.credit,
+        distill_ratio_cap=section.distill_ratio_cap,
+        sampler_correction_cap=section.sampler_correction_cap,
+        trust_region=trust_region(config),
+        gate=rhythm.gate,
+        bonus=rhythm.bonus,
         window=rhythm.window,
         gate_sharpness=rhythm.gate_sharpness,
         structure_scale=rhythm.structure_scale,
@@ -205,8 +227,20 @@ def make_update(config: Any, model: ModelConfig, state: update.TrainState) -> up
         compute=compute(config),
         optimizer=make_optimizer(config),
         learning_rate=learning_rate(config),
+        mini_batches=config.optimizer.mini_batches,
         placement=placement(state),
     )
+
+
+def trust_region(config: Any) -> float:
+    """Share of the current student in the teacher's logits."""
+    return config.teacher.rate if config.teacher.update_rule == "trust_region" else 0.0
+
+
+def rows_at_once(config: Any, rows: int) -> int:
+    """Rows of a micro-batch, which never reaches over the end of a mini-batch."""
+    mini_batch = rows // config.optimizer.mini_batches
+    return min(config.compute.micro_batch or mini_batch, mini_batch)
 
 
 def placement(state: update.TrainState) -> update.TrainState:
@@ -385,9 +419,10 @@ def make_batch(
     decision: Decision,
 ) -> batching.Batch:
     """The step's samples with their teachers' contexts, padded and split into micro-batches."""
+    joined = decision.replayed.joined(rollouts)
     return batching.make(
         prompts,
-        decision.replayed.joined(rollouts),
+        joined,
         _teacher_prompts(config, tokenizer, problems, decision),
         advantages=decision.advantages,
         policy_weight=decision.policy_weight,
@@ -399,7 +434,7 @@ def make_batch(
         prompt_buckets=config.rollout.prompt_buckets,
         teacher_buckets=config.teacher.prompt_buckets,
         response_buckets=config.rollout.response_buckets,
-        micro_batch=config.compute.micro_batch,
+        micro_batch=rows_at_once(config, len(joined.tokens)),
     )
 
 

@@ -240,10 +240,12 @@ FIELDS: tuple[Field, ...] = (
           "reference, readings T1 and T2"),
     # ---- self-teacher
     Field("teacher.update_rule", "ema",
-          "Teacher weights: moving average of the student; the initial model for ever (frozen); a "
-          "copy every copy_every steps (snapshot); or a copy when rewards have risen and lengths "
-          "are stable (gated_copy).",
-          "reference, reading T11", choices=("ema", "frozen", "snapshot", "gated_copy")),
+          "Teacher weights: moving average of the student; the initial model for ever (frozen); the "
+          "initial model, with teacher.rate of the current student's logits (trust_region); a copy "
+          "every copy_every steps (snapshot); or a copy when rewards have risen and lengths are "
+          "stable (gated_copy).",
+          "reference, reading T11",
+          choices=("ema", "frozen", "trust_region", "snapshot", "gated_copy")),
     Field("teacher.rate", 0.05,
           "Share of the student mixed into the moving average per step; 1 is the current student.",
           "reference, reading T11", at_least=0, at_most=1),
@@ -324,17 +326,27 @@ FIELDS: tuple[Field, ...] = (
           "(Eq. 19): a reward of at least success_threshold, or any reward above 0 (positive).",
           "reading T2", choices=("threshold", "positive")),
     # ---- objective
-    Field("objective.divergence", "jsd", "Divergence between student and teacher, in nats.",
-          "paper Eq. 3", choices=("jsd", "forward_kl", "reverse_kl")),
+    Field("objective.divergence", "jsd",
+          "Divergence between student and teacher, in nats; sampled_reverse_kl reads the sampled "
+          "token alone.",
+          "paper Eq. 3",
+          choices=("jsd", "forward_kl", "reverse_kl", "forward_ce", "sampled_reverse_kl")),
     Field("objective.alpha", 0.5,
           "Weight of the teacher in the mixture of the divergence; 0.5 is Eq. 3.",
           "paper Eq. 3", at_least=0, at_most=1),
     Field("objective.top_k", 0,
-          "Divergence over the student's k likeliest tokens; 0 is the full vocabulary.",
+          "Divergence over the k likeliest tokens; 0 is the full vocabulary.",
           "paper Eq. 3, reading L7", at_least=0),
+    Field("objective.support", "student", "Whose k likeliest tokens top_k takes.",
+          "reference, reading L7", choices=("student", "teacher")),
     Field("objective.rest", "tail",
-          "What happens to the mass outside top_k: one more bin (tail), or renormalise.",
-          "reference, reading L7", choices=("tail", "renormalise")),
+          "What happens to the mass outside top_k: one more bin (tail), scale the rest to 1 "
+          "(renormalise), or leave it out (drop).",
+          "reference, reading L7", choices=("tail", "renormalise", "drop")),
+    Field("objective.pointwise_cap", 0.0,
+          "Largest part of one vocabulary entry in a divergence, in nats (OPSD, 2601.18734); 0 is "
+          "off.",
+          "ours", at_least=0),
     Field("objective.aggregation", "sequence_mean",
           "Tokens to loss: mean over samples of token means, mean over all tokens, or token sums "
           "(Eqs. 5-6).",
@@ -364,7 +376,47 @@ FIELDS: tuple[Field, ...] = (
           "paper Eq. 4, reading L3", at_least=0),
     Field("objective.policy_scale", 1.0, "Factor of the whole policy-gradient branch.",
           "paper Eq. 4, reading L3", at_least=0),
+    Field("objective.token_weight", "rhythm",
+          "What weighs the tokens of the policy term in the rows that have token weights: M of "
+          "Eq. 16, or the advantage reshaped towards the teacher's view (rlsd, 2604.03128) or "
+          "against it (rlrt, 2605.10781).",
+          "paper Eq. 16", choices=("rhythm", "rlsd", "rlrt")),
+    Field("objective.reshape_scale", 0.5,
+          "lambda of rlsd and rlrt: weight (1 - lambda) + lambda x clipped ratio.",
+          "RLSD, 2604.03128", at_least=0, at_most=1),
+    Field("objective.reshape_decay_steps", 0,
+          "Steps in which lambda falls linearly to 0; 0 keeps it constant.", "ours", at_least=0),
+    Field("objective.reshape_clip", 0.2,
+          "That ratio is clipped to 1 - reshape_clip and 1 + reshape_clip.",
+          "RLSD, 2604.03128", at_least=0),
+    Field("objective.distill_token_weight", "none",
+          "What weighs the tokens of the distillation term: nothing, or exp(-entropy_beta x "
+          "teacher's entropy) over its mean in all distilled tokens of the mini-batch "
+          "(teacher_entropy, SRPO, 2604.02288).",
+          "paper Eq. 5", choices=("none", "teacher_entropy")),
+    Field("objective.entropy_beta", 1.0, "beta of teacher_entropy, per nat.",
+          "SRPO, 2604.02288", at_least=0),
+    Field("objective.credit", "none",
+          "Score-function credit of a distilled token for the divergence of the later ones: none, "
+          "their mean (future_mean, DistIL, 2606.05152) or their sum (future_sum, the exact "
+          "gradient).",
+          "paper Eq. 5", choices=("none", "future_mean", "future_sum")),
+    Field("objective.distill_ratio_cap", 2.0,
+          "Largest ratio to the policy that sampled by which a divergence is weighed; acts with "
+          "mini_batches above 1 only; 0 is off.",
+          "reference, reading L8", at_least=0),
+    Field("objective.sampler_correction_cap", 0.0,
+          "Largest importance weight of trainer over sampler, per token of both terms; 0 is off.",
+          "reference, reading L9", at_least=0),
     # ---- rhythm gate and rebellious bonus
+    Field("rhythm.gate", "anchor",
+          "Gate of Eq. 16: that of Eqs. 11-15, or open at every token, M = 1 + beta x bonus.",
+          "paper Eq. 15", choices=("anchor", "open")),
+    Field("rhythm.bonus", "exceedance",
+          "Bonus of Eq. 16: that of Eq. 10; max_bonus - 1 where Eq. 9 is above 0 (step: screened, "
+          "not graded); or max_bonus - 1 at every token (full), M = 1 + beta x gate x (max_bonus "
+          "- 1).",
+          "paper Eq. 10", choices=("exceedance", "step", "full")),
     Field("rhythm.window", 8,
           "Tokens on each side of a position in the entropy drop (W of Eq. 11).",
           "readings R5 and R6", at_least=1),
@@ -409,9 +461,22 @@ FIELDS: tuple[Field, ...] = (
           "reference, reading S4", at_least=0),
     Field("optimizer.clip_norm", 1.0, "Largest global gradient norm.",
           "reference, reading S4", positive=True),
+    Field("optimizer.mini_batches", 1,
+          "Optimizer steps per training step, each on a consecutive slice of its problems; all "
+          "compare with the policy at the start of the step. 1 is on-policy.",
+          "reference, reading L6", at_least=1),
+    Field("optimizer.information_scale", 0.0,
+          "alpha of PGPO (2606.03620): the update is multiplied by exp(alpha x I), I the mean "
+          "student less teacher entropy in nats; 0 is off.",
+          "ours", at_least=0),
+    Field("optimizer.information_max", 2.0, "Largest such factor (rho_max, which the paper omits).",
+          "ours", positive=True),
+    Field("optimizer.information_floor", 0.0,
+          "Smallest such factor; 0 is the formula as printed, 1 what PGPO's text claims.",
+          "ours", at_least=0),
     Field("compute.micro_batch", 0,
-          "Rows (samples) per gradient accumulation step; 0 is all rows at once. No effect on the "
-          "result.",
+          "Rows (samples) per gradient accumulation step; 0 is all rows of a mini-batch. No effect "
+          "on the result.",
           "ours", may_change=True, at_least=0),
     Field("compute.vocab_chunk", 1024, "Tokens whose logits exist at the same time.",
           "ours", may_change=True, at_least=1),
@@ -671,14 +736,9 @@ def validate(
     """
     for name, value in flatten(config).items():
         _check_field(name, value)
-    for check in (
-        _check_thresholds,
-        _check_groups,
-        _check_replay,
-        _check_rhythm,
-        _check_lengths,
-        _check_heads,
-    ):
+    for check in (_check_thresholds, _check_groups, _check_rhythm, _check_lengths, _check_heads):
+        check(config)
+    for check in (_check_replay, _check_objective, _check_information, _check_mini_batches):
         check(config)
     _check_devices(config, device_count)
     problems = config.rollout.problems_per_step
@@ -801,6 +861,50 @@ def _check_rhythm(config: ConfigDict) -> None:
         )
 
 
+def _check_objective(config: ConfigDict) -> None:
+    section = config.objective
+    for name in ("distill_ratio_cap", "sampler_correction_cap"):
+        if 0 < section[name] < 1:
+            raise ConfigError(
+                f"objective.{name} is {section[name]}, expected 0 (off) or at least 1, so that"
+                " equal policies weigh 1; use 2"
+            )
+    if section.reshape_clip > 1:
+        raise ConfigError(
+            f"objective.reshape_clip is {section.reshape_clip}, expected at most 1, so that no"
+            " weight is negative; use 0.2"
+        )
+
+
+def _check_information(config: ConfigDict) -> None:
+    low, high = config.optimizer.information_floor, config.optimizer.information_max
+    if low > high:
+        raise ConfigError(
+            f"optimizer.information_floor {low} is above optimizer.information_max {high};"
+            " use a smaller floor, for example 0"
+        )
+
+
+def _check_mini_batches(config: ConfigDict) -> None:
+    count, problems = config.optimizer.mini_batches, config.rollout.problems_per_step
+    if problems % count:
+        raise ConfigError(
+            f"optimizer.mini_batches {count} does not divide rollout.problems_per_step {problems};"
+            f" use a divisor of {problems}"
+        )
+    mixed = any(
+        stage[f"policy_{outcome}"] > 0 and stage[f"distill_{outcome}"] > 0
+        for stage in (config.warmup, config.mixed)
+        for outcome in ("correct", "wrong")
+    )
+    if count > 1 and mixed and config.objective.divergence == "reverse_kl":
+        raise ConfigError(
+            f"optimizer.mini_batches is {count}, but an advantage mixture (both terms on the same"
+            " samples with objective.divergence=reverse_kl) is a policy gradient on-policy only;"
+            " use optimizer.mini_batches=1"
+        )
+
+
 def _check_lengths(config: ConfigDict) -> None:
     for buckets, limit in (
         ("rollout.prompt_buckets", "data.max_prompt_tokens"),
@@ -848,10 +952,22 @@ def _check_devices(config: ConfigDict, device_count: int) -> None:
             f"compute.micro_batch {rows} is not divisible by {places} devices (mesh data x fsdp);"
             f" use a multiple of {places}, or 0 for all rows"
         )
+    mini_batches = config.optimizer.mini_batches
+    if batch // mini_batches % places:
+        raise ConfigError(
+            f"a mini-batch has {batch // mini_batches} rows ({group} x"
+            f" problems_per_step {problems} / optimizer.mini_batches {mini_batches}), not divisible"
+            f" by {places} devices (mesh data x fsdp); use fewer mini-batches"
+        )
     if rows and batch % rows:
         raise ConfigError(
             f"compute.micro_batch {rows} does not divide the batch, {group} x"
             f" problems_per_step {problems} = {batch}; use a divisor of {batch}, or 0 for all rows"
+        )
+    if rows and rows < batch // mini_batches and batch // mini_batches % rows:
+        raise ConfigError(
+            f"compute.micro_batch {rows} does not divide the {batch // mini_batches} rows of a"
+            f" mini-batch; use a divisor of {batch // mini_batches}, or 0 for all rows"
         )
 
 

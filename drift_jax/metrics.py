@@ -82,9 +82,15 @@ METRICS: dict[str, str] = {
     "loss/policy": "Its policy-gradient term (Eq. 6).",
     "actor/entropy": "Mean entropy of the policy over response tokens, in nats (Figure 4).",
     "actor/log_prob_mean": "Mean log-prob of the response tokens, in nats.",
-    "actor/grad_norm": "Global norm of the gradient before clipping.",
+    "actor/grad_norm": "Global norm of the gradient before clipping; the mean over mini-batches.",
     "actor/learning_rate": "Learning rate of this step.",
-    "actor/update_skipped": "1 when the update was skipped because it was not finite, else 0.",
+    "actor/update_skipped": "Share of the step's updates skipped because they were not finite.",
+    "actor/ratio_max": "Largest ratio of the policy to that at the start of the step; 1 on-policy.",
+    "actor/clip_fraction": "Share of the policy term's tokens that the clip holds.",
+    "actor/information": "Mean student less teacher entropy of taught rows, in nats (PGPO's I).",
+    "actor/update_scale": "Factor of the update by that information; 1 for other methods.",
+    "distill/weight_max": "Largest token weight of the divergence; 0 when nothing is distilled.",
+    "distill/credit_mean": "Mean future credit of the distilled tokens, in nats (DistIL).",
     "sampler/log_prob_gap_max": "Largest difference of sampler and trainer log-prob, in nats.",
     "sampler/log_prob_gap_mean": "Mean absolute difference of the two, in nats.",
     "data/dropped_prompts": "Training problems dropped because their prompt is too long.",
@@ -102,7 +108,7 @@ METRICS: dict[str, str] = {
 }
 
 # Undefined, and so allowed to be non-finite, in a step whose update was skipped.
-_OF_THE_UPDATE = ("loss/", "actor/", "rhythm/", "sampler/", "teacher/")
+_OF_THE_UPDATE = ("loss/", "actor/", "rhythm/", "sampler/", "teacher/", "distill/")
 
 _PLACEHOLDERS = {"{k}": r"\d+", "{level}": r"[^/]+", "{phase}": r"\w+"}
 

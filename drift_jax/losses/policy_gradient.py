@@ -80,6 +80,23 @@ def importance_ratio(log_probs: ArrayLike, old_log_probs: ArrayLike) -> jax.Arra
     return jnp.exp(jnp.clip(difference, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
 
 
+def truncated_ratio(log_probs: ArrayLike, old_log_probs: ArrayLike, *, cap: float) -> jax.Array:
+    """min(pi / pi_old, cap) of the sampled tokens, a weight without gradient.
+
+    It multiplies a token's divergence when the policy has moved since it sampled (SDPO, arXiv
+    2601.20802), and any term when trainer and sampler differ (truncated importance sampling).
+
+    Args:
+      log_probs: log pi of the policy that is wanted, in nats. [batch, time].
+      old_log_probs: that of the policy that sampled, in nats. [batch, time].
+      cap: largest weight, at least 1, so that equal policies have weight 1.
+
+    Returns:
+      [batch, time], exactly 1 where the two agree.
+    """
+    return jax.lax.stop_gradient(jnp.minimum(importance_ratio(log_probs, old_log_probs), cap))
+
+
 def clipped_surrogate(
     ratio: ArrayLike,
     advantages: ArrayLike,

@@ -145,7 +145,8 @@ def make_update(
         state = dataclasses.replace(
             state,
             step=state.step + 1,
-            teacher=_where(finite, teacher, state.teacher),
+            # A copy is of the student as it is now, even where this step left it alone.
+            teacher=_where(finite | (teacher_rate == 1), teacher, state.teacher),
             skipped=jnp.where(finite, 0, state.skipped + 1),
         )
         metrics = _metrics(batch, details, settings, mini_batches)

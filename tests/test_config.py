@@ -260,6 +260,16 @@ def test_a_micro_batch_must_fit_the_devices_and_the_batch():
     assert validate(config, device_count=8) is None
 
 
+def test_replayed_members_count_in_the_batch_and_must_find_room_in_the_buffer():
+    values = {"buffer__group_members": 2, "rollout__problems_per_step": 3, "buffer__capacity": 2}
+    message = refusal(with_values(**values), device_count=8)
+    assert "(rollout.group_size 8 + buffer.group_members 2) x problems_per_step 3 = 30" in message
+    assert validate(with_values(**values), device_count=6) is None
+    message = refusal(with_values(**{**values, "buffer__capacity": 1}))
+    assert "buffer.group_members 2 is more than buffer.capacity 1" in message
+    assert "use a capacity of at least 2" in message
+
+
 def test_thresholds_out_of_order_are_refused():
     config = with_values(difficulty__easy_above=0.2, difficulty__hard_below=0.8)
     assert "hard_below 0.8 is above difficulty.easy_above 0.2" in refusal(config)

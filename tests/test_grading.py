@@ -111,3 +111,15 @@ def test_a_solution_of_the_generated_task_is_rewarded_through_its_own_tokens():
     assert graded.rewards.tolist() == [[1, 0]] * 3
     assert [group[0] for group in graded.responses] == [toolcalls.solution(p) for p in asked]
     assert graded.lengths[:, 0].tolist() == [len(row) for row in rows[::2]]
+
+
+def test_what_the_grader_said_is_kept_beside_each_response():
+    tokenizer = build_tokenizer()
+    [problem] = toolcalls.problems(toolcalls.World(0), "train", 1)
+    right = tokenizer.encode(toolcalls.solution(problem), add_special_tokens=False)
+    graded = grade(
+        tokenizer, [problem], rollouts([[*right, tokenizer.eos_token_id], [tokenizer.eos_token_id]])
+    )
+    assert graded.feedback is not None
+    [[nothing, words]] = graded.feedback
+    assert nothing == "" and words != ""

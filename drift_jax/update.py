@@ -93,7 +93,7 @@ def make_update(
       of the new student that enters the teacher in this step: 0 leaves it, 1 makes it a copy. The
       state's buffers are reused. `details` holds per-token values [micro, row, time] for the
       sample files. A non-finite gradient leaves parameters and optimizer as they were; when all
-      mini-batches have one, the teacher too.
+      mini-batches have one, the teacher too, but for a copy, which is of the student as it then is.
     """
     run = Run(model, settings, compute)
     optimizer = optax.with_extra_args_support(optimizer)

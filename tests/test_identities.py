@@ -122,6 +122,15 @@ def test_6_what_remains_is_how_the_loss_is_summed_and_the_weights_of_srpo():
 
 
 @pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("method", ["rlsd", "rlrt"])
+def test_12_methods_that_reshape_advantages_start_from_grpo(method, stage):
+    # With lambda 0 their token weights are 1 (tests/test_method_updates.py); the rest is GRPO's.
+    one, other = decided(method, stage), decided("grpo", stage)
+    assert_same(one, other, fields=[field for field in FIELDS if field != "gate"])
+    assert one.gate.any() and not other.gate.any()
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_13_rlep_without_replayed_members_is_grpo_with_standard_deviation(stage):
     one = decided("rlep", stage, buffer__group_members=0)
     assert_same(one, decided("grpo_std", stage))

@@ -419,6 +419,19 @@ def test_a_non_finite_gradient_leaves_every_bit_and_is_counted_in_a_row(poison):
     assert not np.array_equal(state.trainable["norm"], kept[0]["norm"])
 
 
+def test_a_copy_is_of_the_student_as_it_is_even_where_the_update_was_skipped():
+    # The host has written the copy down before it knows; else it would wait for the next in vain.
+    good = make_batch()
+    advantages = np.full_like(good.advantages, np.nan)
+    state, _, _ = run(adamw_update(), make_state(ADAMW), good, TEACHER_RATE)
+    assert not np.array_equal(state.teacher["norm"], state.trainable["norm"])
+    kept = state.trainable
+    bad = good._replace(advantages=advantages)
+    state, metrics, _ = run(adamw_update(), jax.tree.map(jnp.array, state), bad, 1.0)
+    assert metrics["actor/update_skipped"] == 1
+    assert_same_bits((state.trainable, state.teacher), (kept, kept))
+
+
 def test_the_samplers_log_probs_are_measured_and_not_used():
     # The old policy is the present one at every step: the ratio is 1 whatever the sampler says.
     batch = make_batch()

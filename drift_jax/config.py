@@ -290,19 +290,19 @@ FIELDS: tuple[Field, ...] = (
           "paper Eq. 16", choices=("rhythm", "rlsd", "rlrt")),
     Field("objective.reshape_scale", 0.5,
           "lambda of rlsd and rlrt: weight (1 - lambda) + lambda x clipped ratio.",
-          "RLSD, 2604.03128", at_least=0, at_most=1),
+          "ours (as RLSD, 2604.03128)", at_least=0, at_most=1),
     Field("objective.reshape_decay_steps", 0,
           "Steps in which lambda falls linearly to 0; 0 keeps it constant.", "ours", at_least=0),
     Field("objective.reshape_clip", 0.2,
           "That ratio is clipped to 1 - reshape_clip and 1 + reshape_clip.",
-          "RLSD, 2604.03128", at_least=0),
+          "ours (as RLSD, 2604.03128)", at_least=0),
     Field("objective.distill_token_weight", "none",
           "What weighs the tokens of the distillation term: nothing, or exp(-entropy_beta x "
           "teacher's entropy) over its mean in all distilled tokens of the mini-batch "
           "(teacher_entropy, SRPO, 2604.02288).",
           "paper Eq. 5", choices=("none", "teacher_entropy")),
     Field("objective.entropy_beta", 1.0, "beta of teacher_entropy, per nat.",
-          "SRPO, 2604.02288", at_least=0),
+          "ours (as SRPO, 2604.02288)", at_least=0),
     Field("objective.credit", "none",
           "Score-function credit of a distilled token for the divergence of the later ones: none, "
           "their mean (future_mean, DistIL, 2606.05152) or their sum (future_sum, the exact "

@@ -67,7 +67,7 @@ def evidence_weight(kind, student_log_prob, teacher_log_prob, advantage, scale=0
     difference = teacher_log_prob - student_log_prob
     if kind == "rlrt":
         difference = -difference
-    sign = (advantage > 0) - (advantage < 0)
+    sign = int(advantage > 0) - int(advantage < 0)
     ratio = min(max(math.exp(sign * difference), 1 - clip), 1 + clip)
     return (1 - scale) + scale * ratio
 
@@ -125,8 +125,14 @@ def rhythm_weights(y, method):
         l_s, l_t = math.log(own[t][token]), math.log(guide[t][token])
         bonus = method["max_bonus"] - 1
         if method["bonus"] == "exceedance":
-            bonus = reference.rebellious_bonus(l_s, l_t, max_bonus=method["max_bonus"])
-        if method["bonus"] == "step" and reference.exceedance(l_s, l_t) == 0:
+            bonus = reference.rebellious_bonus(
+                l_s,
+                l_t,
+                margin=method["margin"],
+                bonus_temperature=method["bonus_temperature"],
+                max_bonus=method["max_bonus"],
+            )
+        if method["bonus"] == "step" and reference.exceedance(l_s, l_t, method["margin"]) == 0:
             bonus = 0.0
         weights.append(1 + y["beta"] * gate[t] * bonus)
     return weights

@@ -79,7 +79,7 @@ def update_key(settings: Any) -> str:
     for name in ("scale_by_std", "advantage_over", "normaliser_rows", "weighted_rows"):
         del parts["objective"][name]
     del parts["rhythm"]["every_sign"]
-    parts["trust_region"] = settings.teacher.update_rule == "trust_region"
+    parts["trust_region"] = assemble.trust_region(settings)
     return json.dumps(parts, sort_keys=True)
 
 

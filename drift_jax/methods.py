@@ -28,7 +28,11 @@ def _both_stages(values: Values) -> dict[str, Value]:
 
 
 def _branches(
-    policy: tuple[float, float], distill: tuple[float, float], **stage: Value
+    policy: tuple[float, float],
+    distill: tuple[float, float],
+    *,
+    use_rhythm: bool = False,
+    no_teacher: str = "mask",
 ) -> dict[str, Value]:
     """A method without curriculum; `policy` and `distill` are weights (correct, wrong)."""
     return _both_stages(
@@ -39,8 +43,8 @@ def _branches(
             "distill_wrong": distill[1],
             "sibling": "first",
             "use_difficulty": False,
-            "use_rhythm": False,
-            **stage,
+            "use_rhythm": use_rhythm,
+            "no_teacher": no_teacher,
         }
     )
 

@@ -75,7 +75,6 @@ def scale_by_information(
         params: Any = None,
         *,
         information: Any,
-        **others: Any,
     ) -> tuple[Any, InformationState]:
         factor = jnp.minimum(jnp.exp(information_scale * information), information_max)
         factor = jnp.maximum(factor, information_floor)

@@ -70,11 +70,7 @@ def scale_by_information(
         return InformationState(jnp.float32(1.0))
 
     def update(
-        updates: Any,
-        state: InformationState,
-        params: Any = None,
-        *,
-        information: Any,
+        updates: Any, state: InformationState, params: Any = None, *, information: Any
     ) -> tuple[Any, InformationState]:
         factor = jnp.minimum(jnp.exp(information_scale * information), information_max)
         factor = jnp.maximum(factor, information_floor)

@@ -30,6 +30,8 @@ class Answers:
       entropies: mean token entropy, in nats.
       finished: bool, False where the response was cut at the limit.
       failures: a cause for each response on which a user's reward function failed; its reward is 0.
+      feedback: what the grader said was wrong, blank where nothing. [problem][group]; None where
+        nobody asked.
     """
 
     responses: list[list[str]]
@@ -40,6 +42,7 @@ class Answers:
     entropies: np.ndarray
     finished: np.ndarray
     failures: tuple[str, ...] = ()
+    feedback: list[list[str]] | None = None
 
 
 class Grader:
@@ -121,4 +124,5 @@ def grade(
         entropies=rollouts.mean_entropy.reshape(shape),
         finished=rollouts.finished.reshape(shape),
         failures=failures,
+        feedback=[[score.feedback for score in group] for group in scores],
     )

@@ -48,6 +48,7 @@ METRICS: dict[str, str] = {
     "routing/hard_fraction": "Share of the step's problems routed as hard.",
     "routing/pass_rate_mean": "Mean smoothed pass rate of the step's problems (Eq. 8).",
     "routing/weight_mean": "Mean routing weight gamma of the step's problems.",
+    "routing/distill_weight_mean": "Mean distillation weight of the rollouts that have one.",
     "routing/problems_seen": "Problems that have a pass rate.",
     "routing/policy_fraction": "Share of rollouts with a policy-gradient term.",
     "routing/distill_fraction": "Share of rollouts with a distillation term.",
@@ -55,6 +56,9 @@ METRICS: dict[str, str] = {
     "teacher/available_fraction": "Share of rollouts with a teacher context.",
     "teacher/sibling_fraction": "Share of rollouts taught by a sibling.",
     "teacher/buffer_fraction": "Share of rollouts taught by a buffer entry.",
+    "teacher/feedback_fraction": "Share of rollouts whose teacher is shown the grader's words.",
+    "teacher/rate": "Share of the new student that entered the teacher after this step.",
+    "teacher/refreshed": "1 when the teacher became a copy of the student, else 0.",
     "teacher/entropy": "Mean entropy of the teacher over distilled tokens, in nats.",
     "teacher/divergence": "Mean divergence of student and teacher over those tokens, in nats.",
     "teacher/gap": "eval/teacher_mean@k less the student's mean on the same problems.",
@@ -64,6 +68,7 @@ METRICS: dict[str, str] = {
     "buffer/added": "Entries added in this step.",
     "buffer/replaced": "Entries that took the place of another in this step (Eq. 22).",
     "buffer/fallback_hits": "Problems of this step that were taught from the buffer (Eq. 20).",
+    "buffer/replayed_rows": "Stored successes that joined the groups of this step.",
     "buffer/reward_mean": "Mean reward of the entries.",
     "buffer/age_mean": "Mean age of the entries, in steps.",
     "rhythm/rows": "Share of rollouts to which the rhythm gate applies (beta = 1).",
@@ -78,9 +83,15 @@ METRICS: dict[str, str] = {
     "loss/policy": "Its policy-gradient term (Eq. 6).",
     "actor/entropy": "Mean entropy of the policy over response tokens, in nats (Figure 4).",
     "actor/log_prob_mean": "Mean log-prob of the response tokens, in nats.",
-    "actor/grad_norm": "Global norm of the gradient before clipping.",
+    "actor/grad_norm": "Global norm of the gradient before clipping; the mean over mini-batches.",
     "actor/learning_rate": "Learning rate of this step.",
-    "actor/update_skipped": "1 when the update was skipped because it was not finite, else 0.",
+    "actor/update_skipped": "Share of the step's updates skipped because they were not finite.",
+    "actor/ratio_max": "Largest ratio of the policy to that at the start of the step; 1 on-policy.",
+    "actor/clip_fraction": "Share of the policy term's tokens that the clip holds.",
+    "actor/information": "Mean student less teacher entropy of taught rows, in nats (PGPO's I).",
+    "actor/update_scale": "Factor of the update by that information; 1 for other methods.",
+    "distill/weight_max": "Largest token weight of the divergence; 0 when nothing is distilled.",
+    "distill/credit_mean": "Mean future credit of the distilled tokens, in nats (DistIL).",
     "sampler/log_prob_gap_max": "Largest difference of sampler and trainer log-prob, in nats.",
     "sampler/log_prob_gap_mean": "Mean absolute difference of the two, in nats.",
     "data/order": "CRC-32 of the ids of the step's problems, in order: equal where these are.",
@@ -105,7 +116,7 @@ METRICS: dict[str, str] = {
 }
 
 # Undefined, and so allowed to be non-finite, in a step whose update was skipped.
-_OF_THE_UPDATE = ("loss/", "actor/", "rhythm/", "sampler/", "teacher/")
+_OF_THE_UPDATE = ("loss/", "actor/", "rhythm/", "sampler/", "teacher/", "distill/")
 
 _PLACEHOLDERS = {"{k}": r"\d+", "{level}": r"[^/]+", "{phase}": r"\w+"}
 

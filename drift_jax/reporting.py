@@ -197,16 +197,15 @@ class Reporter:
     ) -> dict[str, float]:
         bins = self._config.difficulty
         row = {name: float(value) for name, value in numbers.items()}
-        row |= summary.rollout_metrics(answers, decision.routes, decision.advantages)
+        row |= summary.rollout_metrics(answers, decision)
         row |= summary.routing_metrics(
-            decision.pass_rate,
-            decision.routes,
-            decision.policy_weight,
-            decision.distill_weight,
+            decision,
             easy_above=bins.easy_above,
             hard_below=bins.hard_below,
+            bins=bins.bins,
+            softness=bins.softness,
         )
-        row |= summary.teacher_metrics(decision.choice)
+        row |= summary.teacher_metrics(decision)
         row |= summary.memory_metrics(self._memory, step, added, self._replaced)
         self._replaced = self._memory.buffer.replaced
         row |= {f"time/{phase}": seconds for phase, seconds in self._times.items()}
@@ -275,7 +274,7 @@ class Reporter:
             problems,
             answers,
             decision,
-            rollouts.tokens,
+            decision.replayed.joined(rollouts).tokens,
             {name: values.reshape(-1, values.shape[-1]) for name, values in fetched.items()},
             detail_fraction=self._config.logging.samples_token_detail_fraction,
         )

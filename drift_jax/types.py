@@ -72,13 +72,17 @@ class Routes:
     Attributes:
       routing_weight: gamma_i, weight of the policy-gradient term of a problem's correct samples.
         float [problem].
-      is_medium: beta_i, True where the pass rate lies in the medium bin. bool [problem].
+      is_medium: beta_i, True where the pass rate lies in the medium bin. bool [problem]; with soft
+        bins the share of medium, float [problem].
       is_correct: True where the reward reaches the success threshold. bool [problem, group].
+      failure_weight: weight of the distillation term of a problem's wrong samples, 1 in the paper.
+        float [problem], or one number for all.
     """
 
     routing_weight: np.ndarray
     is_medium: np.ndarray
     is_correct: np.ndarray
+    failure_weight: np.ndarray | float = 1.0
 
 
 @dataclass(frozen=True)

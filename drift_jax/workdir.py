@@ -142,7 +142,10 @@ class WorkDir:
                 f"{self._fingerprint[:12]}, checkpoint {host['fingerprint'][:12]}); restore the "
                 "task files or choose another --workdir"
             )
-        memory.load_state_dict(host["memory"])
+        try:
+            memory.load_state_dict(host["memory"])
+        except ValueError as error:
+            raise ConfigError(f"the checkpoint does not fit this configuration: {error}") from error
         step = int(host["step"])
         if lineage or not (self.path / "config.json").exists():
             self._write_config(lineage)

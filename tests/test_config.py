@@ -252,12 +252,62 @@ def test_a_batch_that_devices_cannot_share_names_both_numbers_and_the_remedy():
     assert validate(config, device_count=2) is None
 
 
+def test_mini_batches_must_divide_the_problems_and_fit_the_devices():
+    with pytest.raises(ConfigError, match="mini_batches 5 does not divide .* 32; use a divisor of"):
+        validate(with_values(optimizer__mini_batches=5))
+    config = with_values(optimizer__mini_batches=8)
+    validate(config, device_count=8)
+    with pytest.raises(ConfigError, match="a mini-batch has 32 rows .* by 64 devices .* use fewer"):
+        validate(config, device_count=64)
+    validate(with_values(optimizer__mini_batches=4, compute__micro_batch=128))
+    validate(with_values(optimizer__mini_batches=4, compute__micro_batch=16))
+    config = with_values(
+        rollout__problems_per_step=12, optimizer__mini_batches=3, compute__micro_batch=24
+    )
+    with pytest.raises(ConfigError, match="micro_batch 24 does not divide the 32 rows of a mini-"):
+        validate(config)
+
+
+def test_an_advantage_mixture_is_refused_off_policy():
+    both = {"mixed__policy_wrong": 0.9, "mixed__distill_wrong": 0.1}
+    reverse = {"objective__divergence": "reverse_kl", "optimizer__mini_batches": 4}
+    with pytest.raises(ConfigError, match="mini_batches is 4, .* mixture .* use .*mini_batches=1"):
+        validate(with_values(**both, **reverse))
+    validate(with_values(**both, objective__divergence="reverse_kl"))
+    validate(with_values(**reverse))  # the branches never meet in a sample
+    validate(with_values(**both, optimizer__mini_batches=4))  # a divergence beside the policy term
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"objective__distill_ratio_cap": 0.5}, r"distill_ratio_cap is 0.5, .* or at least 1"),
+        ({"objective__sampler_correction_cap": 0.9}, r"correction_cap is 0.9, .* or at least 1"),
+        ({"objective__reshape_clip": 1.5}, r"reshape_clip is 1.5, expected at most 1"),
+        ({"optimizer__information_floor": 3.0}, r"floor 3.0 is above optimizer.information_max 2"),
+    ],
+)
+def test_caps_and_floors_that_contradict_themselves_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(with_values(**values))
+
+
 def test_a_micro_batch_must_fit_the_devices_and_the_batch():
     config = with_values(compute__micro_batch=12)
     assert "12 is not divisible by 8 devices" in refusal(config, device_count=8)
     assert "12 does not divide the batch, rollout.group_size 8 x" in refusal(config)
     config.compute.micro_batch = 64
     assert validate(config, device_count=8) is None
+
+
+def test_replayed_members_count_in_the_batch_and_must_find_room_in_the_buffer():
+    values = {"buffer__group_members": 2, "rollout__problems_per_step": 3, "buffer__capacity": 2}
+    message = refusal(with_values(**values), device_count=8)
+    assert "(rollout.group_size 8 + buffer.group_members 2) x problems_per_step 3 = 30" in message
+    assert validate(with_values(**values), device_count=6) is None
+    message = refusal(with_values(**{**values, "buffer__capacity": 1}))
+    assert "buffer.group_members 2 is more than buffer.capacity 1" in message
+    assert "use a capacity of at least 2" in message
 
 
 def test_thresholds_out_of_order_are_refused():

@@ -158,3 +158,15 @@ def test_a_function_that_fails_on_everything_is_an_error_and_not_a_row_of_zeros(
     ) as error:
         grade(Letters(), [choice(0, "A")], rollouts([spelled("A"), spelled("B")]), grader)
     assert "\n" not in str(error.value)
+
+
+def test_what_the_grader_said_is_kept_beside_each_response():
+    tokenizer = build_tokenizer()
+    [problem] = toolcalls.problems(toolcalls.World(0), "train", 1)
+    right = tokenizer.encode(toolcalls.solution(problem), add_special_tokens=False)
+    graded = grade(
+        tokenizer, [problem], rollouts([[*right, tokenizer.eos_token_id], [tokenizer.eos_token_id]])
+    )
+    assert graded.feedback is not None
+    [[nothing, words]] = graded.feedback
+    assert nothing == "" and words != ""

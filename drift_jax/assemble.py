@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from drift_jax import batching, checkpoint, models, optimizer, replay, sharding, update
+from drift_jax import batching, checkpoint, difficulty, models, optimizer, replay, sharding, update
 from drift_jax import config as configs
 from drift_jax.buffer import SuccessBuffer
 from drift_jax.config import ConfigError
@@ -429,17 +429,27 @@ def replayed(
 
 
 def advantages(config: Any, answers: Answers, joined: Replayed) -> np.ndarray:
-    """A over the members of each group, or over its successes alone. [problem, member]"""
+    """A over the members of each group, or over its successes alone, weighed. [problem, member]"""
     rewards, counted = joined.joined_rewards(answers.rewards)
+    successes = rewards >= config.difficulty.success_threshold
     if config.objective.advantage_over == "successes":
-        counted &= rewards >= config.difficulty.success_threshold
-    return np.asarray(
+        counted &= successes
+    values = np.asarray(
         group_advantages(
             rewards,
             scale_by_std=config.objective.scale_by_std,
             counted=None if counted.all() else counted,
         )
     )
+    fresh = successes[:, : answers.rewards.shape[1]]
+    return values * _ADVANTAGE_WEIGHTS[config.objective.advantage_weight](values, fresh)
+
+
+# The configuration's `advantage_weight`: (advantages, which rollouts succeeded) -> factors.
+_ADVANTAGE_WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray | float]] = {
+    "none": lambda values, correct: 1.0,
+    "lead": difficulty.lead_weights,
+}
 
 
 def make_batch(

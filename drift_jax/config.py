@@ -383,6 +383,9 @@ FIELDS: tuple[Field, ...] = (
           "Advantages are relative to the whole group (paper 3.1), or to its successes alone; "
           "failures then have 0.",
           "paper 3.1", choices=("group", "successes")),
+    Field("objective.advantage_weight", "none",
+          "Advantages as they are, or weighed by the rareness of their outcome (GRPO-LEAD).",
+          "ours", choices=("none", "lead")),
     Field("objective.normaliser_rows", "valid",
           "Rows that aggregation counts: all (valid); of the distillation term those with a "
           "teacher (with_teacher); or, in both terms, those that have either (routed).",

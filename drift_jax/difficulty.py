@@ -272,6 +272,25 @@ def bernoulli_weights(is_correct: np.ndarray, *, exponent: float = 0.5) -> np.nd
     return weights / (weights[mixed].mean() if mixed.any() else 1.0)
 
 
+def lead_weights(advantages: np.ndarray, is_correct: np.ndarray) -> np.ndarray:
+    """Weight of each advantage by difficulty (GRPO-LEAD, arXiv 2504.09696).
+
+        w(q) = 0.4 + 1.1 / (1 + exp(10 (q - 0.75))),   q = p where A > 0, 1 - p elsewhere
+
+    with p the share of successes of this very group: rare successes and rare failures count most.
+
+    Args:
+      advantages: A. [problem, member].
+      is_correct: which rollouts succeeded. bool [problem, group].
+
+    Returns:
+      float64 [problem, member], from 0.4 to 1.5.
+    """
+    rate = np.asarray(is_correct, bool).mean(axis=1, keepdims=True)
+    share = np.where(np.asarray(advantages) > 0, rate, 1 - rate)
+    return 0.4 + 1.1 / (1 + np.exp(10 * (share - 0.75)))
+
+
 def branch_weights(
     routes: Routes,
     has_teacher: np.ndarray,

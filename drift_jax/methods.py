@@ -107,6 +107,7 @@ METHODS: dict[str, dict[str, Value]] = {
     "grpo": {**_GRPO},
     "grpo_offpolicy": {**_GRPO, "optimizer.mini_batches": 4},
     "grpo_std": {**_GRPO, "objective.scale_by_std": True},
+    "grpo_lead": {**_GRPO, "objective.scale_by_std": True, "objective.advantage_weight": "lead"},
     "sdpo": {**_SDPO},
     "srpo": {
         **_branches((1, 0), (0, 1), no_teacher="policy"),
@@ -210,6 +211,8 @@ DESCRIPTIONS: dict[str, str] = {
     "rate 1e-6",
     "grpo_offpolicy": "the same in four mini-batches a step, SDPO's strong baseline; rate 1e-6",
     "grpo_std": "on-policy GRPO, advantages over the group's standard deviation; rate 1e-6",
+    "grpo_lead": "GRPO-LEAD (2504.09696), its difficulty weights alone: rare outcomes count more; "
+    "rate 1e-6",
     "sdpo": "SDPO (2601.20802): distil every sample that has another success, the first one "
     "teaches; rate 1e-5",
     "srpo": "SRPO (2604.02288): correct or untaught by GRPO, wrong ones distilled and weighed by "

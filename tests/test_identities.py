@@ -131,6 +131,14 @@ def test_12_methods_that_reshape_advantages_start_from_grpo(method, stage):
 
 
 @pytest.mark.parametrize("stage", STAGES)
+def test_12_lead_without_its_weights_is_grpo_with_standard_deviation(stage):
+    assert_same(
+        decided("grpo_lead", stage, objective__advantage_weight="none"), decided("grpo_std", stage)
+    )
+    assert differing("grpo_lead", "grpo_std") == {"objective.advantage_weight"}
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_13_rlep_without_replayed_members_is_grpo_with_standard_deviation(stage):
     one = decided("rlep", stage, buffer__group_members=0)
     assert_same(one, decided("grpo_std", stage))

@@ -97,9 +97,9 @@ def drift_wrong_by_both(correct, **rest):
 
 
 NO_CURRICULUM = {
-    "grpo": grpo, "grpo_offpolicy": grpo, "grpo_std": grpo, "sdpo": sdpo, "srpo": srpo,
-    "sc_sdpo": sc_sdpo, "distil": sdpo, "pgpo": sdpo, "rlep": grpo, "cgtr": both, "rlsd": rlsd,
-    "rlrt": rlrt, "advantage_mix": both, "sdpo_feedback": sdpo,
+    "grpo": grpo, "grpo_offpolicy": grpo, "grpo_std": grpo, "grpo_lead": grpo,
+    "sdpo": sdpo, "srpo": srpo, "sc_sdpo": sc_sdpo, "distil": sdpo, "pgpo": sdpo,
+    "rlep": grpo, "cgtr": both, "rlsd": rlsd, "rlrt": rlrt, "advantage_mix": both, "sdpo_feedback": sdpo,
 }  # fmt: skip
 SECOND_STAGE = {
     "drift": drift, "drift_sdpo_stack": drift, "drift_newest_buffer": drift,
@@ -170,6 +170,17 @@ def test_over_successes_alone_no_advantage_is_left_with_rewards_of_0_and_1():
 
 
 # ---- SDPO with feedback -------------------------------------------------------------------------
+
+
+def test_lead_weighs_each_advantage_by_how_rare_its_outcome_is():
+    plain, weighed = (decided(name).advantages for name in ("grpo_std", "grpo_lead"))
+    for row, problem in enumerate(PROBLEMS):
+        p = sum(REWARDS[problem]) / GROUP
+        for member in range(GROUP):
+            q = p if plain[row, member] > 0 else 1 - p
+            weight = 0.4 + (1.5 - 0.4) / (1 + math.exp(10 * (q - 0.75)))
+            assert weighed[row, member] == pytest.approx(plain[row, member] * weight, rel=1e-12)
+    assert np.abs(weighed - plain).max() > 0.1
 
 
 def test_feedback_teaches_the_wrong_samples_of_groups_without_success():

@@ -62,8 +62,8 @@ def test_sdpo_distils_every_sample_from_the_first_success():
 
 
 RIVALS = (
-    "grpo", "grpo_offpolicy", "grpo_std", "sdpo", "srpo", "sc_sdpo", "distil", "pgpo", "rlep",
-    "cgtr", "rlsd", "rlrt", "advantage_mix", "sdpo_feedback",
+    "grpo", "grpo_offpolicy", "grpo_std", "grpo_lead", "sdpo", "srpo", "sc_sdpo", "distil", "pgpo",
+    "rlep", "cgtr", "rlsd", "rlrt", "advantage_mix", "sdpo_feedback",
 )  # fmt: skip
 
 
@@ -119,8 +119,8 @@ def test_the_sdpo_stack_uses_the_top_100_and_a_tail(name):
 
 # Learning rates as published, on DRIFT's scale of 5e-6.
 RATES = {
-    "grpo": 1e-6, "grpo_offpolicy": 1e-6, "grpo_std": 1e-6, "rlep": 1e-6, "rlsd": 1e-6,
-    "rlrt": 1e-6, "srpo": 5e-6, "advantage_mix": 5e-6, "sdpo": 1e-5, "sc_sdpo": 1e-5,
+    "grpo": 1e-6, "grpo_offpolicy": 1e-6, "grpo_std": 1e-6, "grpo_lead": 1e-6, "rlep": 1e-6,
+    "rlsd": 1e-6, "rlrt": 1e-6, "srpo": 5e-6, "advantage_mix": 5e-6, "sdpo": 1e-5, "sc_sdpo": 1e-5,
     "pgpo": 1e-5, "cgtr": 1e-5, "sdpo_feedback": 1e-5, "distil": 5e-5,
 }  # fmt: skip
 

@@ -99,7 +99,8 @@ def drift_wrong_by_both(correct, **rest):
 NO_CURRICULUM = {
     "grpo": grpo, "grpo_offpolicy": grpo, "grpo_std": grpo, "grpo_lead": grpo,
     "sdpo": sdpo, "srpo": srpo, "sc_sdpo": sc_sdpo, "distil": sdpo, "pgpo": sdpo,
-    "rlep": grpo, "cgtr": both, "rlsd": rlsd, "rlrt": rlrt, "advantage_mix": both, "sdpo_feedback": sdpo,
+    "rlep": grpo, "cgtr": both, "rlsd": rlsd, "rlrt": rlrt,
+    "advantage_mix": both, "sdpo_feedback": sdpo,
 }  # fmt: skip
 SECOND_STAGE = {
     "drift": drift, "drift_sdpo_stack": drift, "drift_newest_buffer": drift,

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from drift_jax import assemble, teacher
-from drift_jax.data import prompting, toolcalls
+from drift_jax.data import demonstrations, prompting, source
 from drift_jax.grading import Answers, grade
 from drift_jax.models.transformer import ModelConfig, Params
 from drift_jax.sampling import Sampler, random_streams
@@ -119,7 +119,7 @@ def examination(
     problems, _ = assemble.open_problems(config, tokenizer, split or section.split)
     return Examination(
         tokenizer=tokenizer,
-        problems=problems[: section.max_problems or None],
+        problems=source.sample(problems, section.max_problems or len(problems)),
         sampler=assemble.make_sampler(config, model, mesh),
         teacher_sampler=assemble.make_sampler(config, model, mesh, teacher=True),
         seed=config.seed,
@@ -252,6 +252,8 @@ class Gate:
             if self.passed
             else f"under {TEACHER_GATE}: the self-teacher cannot teach; warm-start the base longer"
         )
+        if not self.base:
+            verdict += "; no bare answer was right, so no rollout has a sibling to learn from"
         return (
             f"gate: pass rate {self.base:.3f}, with the gold solution in context {self.taught:.3f}"
             f"{levels}, {verdict}"
@@ -263,9 +265,10 @@ def measure_gate(
 ) -> Gate | None:
     """Pass rates at temperature 1 on the validation problems, bare and with the gold solution.
 
-    Returns None for a task without written-out gold solutions.
+    Returns None for a task without validation problems: one of files keeps some back only with
+    data.validation_fraction.
     """
-    if config.task != "toolcalls":
+    if not demonstrations.is_generated(config.task) and config.data.validation_fraction == 0:
         return None
     exam = dataclasses.replace(
         examination(config, model, tokenizer, mesh, split="validation"),
@@ -276,7 +279,7 @@ def measure_gate(
         top_k=0,
     )
     base = exam.student(params, step=0).rewards
-    gold = [toolcalls.solution(problem) for problem in exam.problems]
+    gold = [demonstrations.solution(problem) for problem in exam.problems]
     taught = exam.with_solutions(params, exam.problems, gold, step=0).rewards
     levels = {
         level: (float(rewards.mean()), float(other.mean()))

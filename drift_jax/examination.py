@@ -194,7 +194,8 @@ def write_result(
     rows = result_rows(exam.problems, answers)
     text = json.dumps({"step": step, "metrics": metrics, "problems": rows}, ensure_ascii=False)
     partial = folder / f"{step}.json.partial"
-    partial.write_text(text + "\n", encoding="utf-8")
+    # A lone half of a surrogate pair, which a decoder may emit, has no UTF-8 form.
+    partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     partial.rename(folder / f"{step}.json")
 
 

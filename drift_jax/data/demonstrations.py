@@ -18,7 +18,7 @@ the solution that says it:
 import functools
 import json
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -44,19 +44,28 @@ class Draw(Protocol):
     ) -> list[Demonstration]: ...
 
 
-_GENERATED: dict[str, Callable[[int], Draw]] = {
-    "toolcalls": lambda seed: functools.partial(toolcalls.demonstrations, toolcalls.World(seed)),
-}
+class Generated(NamedTuple):
+    """What a generated task brings: a source of demonstrations by world seed, and its solutions."""
+
+    draw: Callable[[int], Draw]
+    solution: Callable[[Problem], str]
+
+
+def _toolcalls(world_seed: int) -> Draw:
+    return functools.partial(toolcalls.demonstrations, toolcalls.World(world_seed))
+
+
+GENERATED = {"toolcalls": Generated(_toolcalls, toolcalls.solution)}
 
 
 def is_generated(task: str) -> bool:
     """Whether the demonstrations of a task are made by its generator."""
-    return task in _GENERATED
+    return task in GENERATED
 
 
 def of_generated(task: str, world_seed: int) -> Draw:
     """Demonstrations of a generated task."""
-    return _GENERATED[task](world_seed)
+    return GENERATED[task].draw(world_seed)
 
 
 def of_problems(problems: Sequence[Problem]) -> Draw:
@@ -99,11 +108,11 @@ def solution(problem: Problem, *, other_words: bool = False) -> str:
 
     Args:
       problem: of any task.
-      other_words: with another thought around the same answer.
+      other_words: with another thought around the same answer; no effect on generated tasks.
     """
-    if problem.task in _GENERATED:
-        return toolcalls.solution(problem)
-    return _WRITERS[source.KINDS[problem.task]](problem, other_words)
+    if problem.task in GENERATED:
+        return GENERATED[problem.task].solution(problem)
+    return WRITERS[source.KINDS[problem.task]](problem, other_words)
 
 
 def _calls(problem: Problem, other_words: bool) -> str:
@@ -123,4 +132,4 @@ def _letter(problem: Problem, other_words: bool) -> str:
     return f"<reasoning>\n{stub}\n</reasoning>\n<answer>\n{problem.answer}\n</answer>"
 
 
-_WRITERS: dict[str, Callable[[Problem, bool], str]] = {"tooluse": _calls, "mcq": _letter}
+WRITERS: dict[str, Callable[[Problem, bool], str]] = {"tooluse": _calls, "mcq": _letter}

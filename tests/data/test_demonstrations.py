@@ -110,6 +110,12 @@ def test_a_problem_whose_gold_solution_the_grader_refuses_is_not_demonstrated(tm
         demonstrations.of_problems(problems[:1])
 
 
+def test_every_task_has_demonstrations():
+    for task in source.TASKS:
+        kind = source.KINDS.get(task)
+        assert demonstrations.is_generated(task) or kind in demonstrations.WRITERS, task
+
+
 def test_the_generated_task_has_the_same_signature():
     assert demonstrations.is_generated("toolcalls") and not demonstrations.is_generated("physics")
     draw = demonstrations.of_generated("toolcalls", 0)

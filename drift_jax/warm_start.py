@@ -39,19 +39,18 @@ def train(config: Any, workdir: str) -> None:
     model, params = assemble.open_model(config, tokenizer, mesh)
     state, step_once = supervised_step(config, model, params, mesh)
     losses: dict[bool, list[float]] = {False: [], True: []}
-    for step in range(1, config.warm_start.steps + 1):
+    steps = config.warm_start.steps
+    every, window = max(1, steps // 30), max(1, steps // 60)  # lines, and what each averages over
+    for step in range(1, steps + 1):
         rng = np.random.default_rng([config.seed, step])
         reference = bool(rng.random() < config.warm_start.reference_fraction)
         batch = supervised_batch(config, draw(rng, reference), reference=reference)
         state, metrics, _ = step_once(state, sharding.put_batch(mesh, batch, axis=1))
         losses[reference].append(-float(metrics["actor/log_prob_mean"]))
-        if step % max(1, config.warm_start.steps // 30) == 0 or step == config.warm_start.steps:
+        if step % every == 0 or step == steps:
             seen = {"plain": losses[False], "with a reference": losses[True]}
-            means = (f"{name} {np.mean(kept[-50:]):.4f}" for name, kept in seen.items() if kept)
-            print(
-                f"step {step}/{config.warm_start.steps}  nats a token: {', '.join(means)}",
-                flush=True,
-            )
+            means = (f"{name} {np.mean(kept[-window:]):.4f}" for name, kept in seen.items() if kept)
+            print(f"step {step}/{steps}  nats a token: {', '.join(means)}", flush=True)
     models.save(str(folder), model, state.trainable, tokenizer=tokenizer)
     print(f"saved {folder}", flush=True)
     gate = examination.measure_gate(config, model, state.trainable, tokenizer, mesh)

@@ -108,7 +108,8 @@ def complete(
     for start in range(0, len(left), problems_per_batch):
         asked = left[start : start + problems_per_batch]
         rows = examination.result_rows(asked, exam.student(params, 0, asked))
-        with file.open("a", encoding="utf-8") as out:
+        # A lone half of a surrogate pair, which a decoder may emit, has no UTF-8 form.
+        with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         known |= {row["id"]: row for row in rows}
     return [known[problem.id] for problem in exam.problems]
@@ -122,13 +123,18 @@ def _read(file: pathlib.Path, settings: dict[str, Any]) -> dict[str, dict[str, A
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         file.write_text(whole, encoding="utf-8")
-    first, *rows = [json.loads(line) for line in whole.splitlines()] or [{}]
+    first, *rows = _objects(whole) or [{}]
     if first.get("settings") != settings:
         raise ConfigError(
             f"{file} was sampled with {first.get('settings')} and this evaluation wants "
             f"{settings}; move it away, or choose another --workdir"
         )
     return {row["id"]: row for row in rows}
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The objects of JSON lines; a response may hold other line ends, such as U+2028."""
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _choose_step(checkpoints: Checkpoints, workdir: str, step: str | None) -> int:
@@ -156,7 +162,7 @@ def compare(file: pathlib.Path, against: str) -> str:
     if not other.is_file():
         raise ConfigError(f"--against={against} does not exist; name a result file (.jsonl)")
     rows, others = (
-        [row for row in map(json.loads, path.read_text().splitlines()) if "id" in row]
+        [row for row in _objects(path.read_text(encoding="utf-8")) if "id" in row]
         for path in (file, other)
     )
     with assemble.boundary():

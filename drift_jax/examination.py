@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from drift_jax import assemble, teacher
-from drift_jax.data import prompting, toolcalls
+from drift_jax.data import demonstrations, prompting, source
 from drift_jax.grading import Answers, Grader, grade
 from drift_jax.models.transformer import ModelConfig, Params
 from drift_jax.sampling import Sampler, random_streams
@@ -128,7 +128,7 @@ def examination(
     problems, _ = assemble.open_problems(config, tokenizer, split or section.split)
     exam = Examination(
         tokenizer=tokenizer,
-        problems=problems[: section.max_problems or None],
+        problems=source.sample(problems, section.max_problems or len(problems)),
         sampler=assemble.make_sampler(config, model, mesh),
         teacher_sampler=assemble.make_sampler(config, model, mesh, teacher=True),
         seed=config.seed,
@@ -215,7 +215,8 @@ def write_result(
     rows = result_rows(exam.problems, answers)
     text = json.dumps({"step": step, "metrics": metrics, "problems": rows}, ensure_ascii=False)
     partial = folder / f"{step}.json.partial"
-    partial.write_text(text + "\n", encoding="utf-8")
+    # A lone half of a surrogate pair, which a decoder may emit, has no UTF-8 form.
+    partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     partial.rename(folder / f"{step}.json")
 
 
@@ -273,6 +274,8 @@ class Gate:
             if self.passed
             else f"under {TEACHER_GATE}: the self-teacher cannot teach; warm-start the base longer"
         )
+        if not self.base:
+            verdict += "; no bare answer was right, so no rollout has a sibling to learn from"
         return (
             f"gate: pass rate {self.base:.3f}, with the gold solution in context {self.taught:.3f}"
             f"{levels}, {verdict}"
@@ -289,9 +292,10 @@ def measure_gate(
 ) -> Gate | None:
     """Pass rates at temperature 1 on the validation problems, bare and with the gold solution.
 
-    Returns None for a task without written-out gold solutions.
+    Returns None for a task without validation problems: one of files keeps some back only with
+    data.validation_fraction.
     """
-    if config.task != "toolcalls":
+    if not demonstrations.is_generated(config.task) and config.data.validation_fraction == 0:
         return None
     exam = dataclasses.replace(
         examination(config, model, tokenizer, mesh, grader, split="validation"),
@@ -302,7 +306,7 @@ def measure_gate(
         top_k=0,
     )
     base = exam.student(params, step=0).rewards
-    gold = [toolcalls.solution(problem) for problem in exam.problems]
+    gold = [demonstrations.solution(problem) for problem in exam.problems]
     taught = exam.with_solutions(params, exam.problems, gold, step=0).rewards
     levels = {
         level: (float(rewards.mean()), float(other.mean()))

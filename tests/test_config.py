@@ -518,6 +518,21 @@ def test_the_quickstart_takes_its_arguments():
     assert validate(config, problem_count=256) is None
 
 
+def test_the_small_real_model_takes_every_benchmark_and_grows_for_a_gpu():
+    path = ROOT / "configs" / "smollm2_135m.py"
+    for task in ("physics", "biology", "chemistry", "material", "tooluse"):
+        config = load(f"{path}:task={task},method=sdpo,seed=3")
+        assert (config.task, config.method, config.seed) == (task, "sdpo", 3)
+        assert validate(config, problem_count=100) is None
+    large = load(f"{path}:gpu")
+    assert large.rollout.problems_per_step == 32 and large.model.compute_dtype == "bfloat16"
+    assert validate(large, device_count=8, problem_count=3644) is None
+    for config in (load(str(path)), large):
+        rows = config.compute.micro_batch
+        batches = config.warm_start.plain_batch, config.warm_start.reference_batch
+        assert all(batch % rows == 0 for batch in batches)
+
+
 def test_the_papers_setting_is_complete():
     config = load(str(ROOT / "configs" / "qwen3_8b.py"))
     assert config.task == "tooluse"

@@ -156,6 +156,17 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
+def sample(problems: Sequence[Problem], count: int) -> list[Problem]:
+    """The `count` problems whose ids have the smallest hashes, in the order that they came in.
+
+    Files are sorted by sub-task, so the first problems are all of one kind. A larger sample
+    contains a smaller one.
+    """
+    hashes = sorted(problems, key=lambda problem: _hash(problem.id))
+    chosen = {problem.id for problem in hashes[:count]}
+    return [problem for problem in problems if problem.id in chosen]
+
+
 # ---- benchmark files ---------------------------------------------------------------------------
 
 
@@ -305,8 +316,12 @@ def _subtask(task: str, row: dict) -> str:
 
 def _is_held_out(task: str, row: dict, fraction: float) -> bool:
     """Whether a train row belongs to the validation split: the same rows on every machine."""
-    digest = hashlib.sha256(f"{task}/{row['idx']}".encode()).digest()
-    return int.from_bytes(digest[:8]) < fraction * 2**64
+    return _hash(f"{task}/{row['idx']}") < fraction * 2**64
+
+
+def _hash(text: str) -> int:
+    """64 bits that depend on the text alone: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def _shown(value: object) -> str:

@@ -32,7 +32,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drift_jax.types import Problem
+from drift_jax.types import Demonstration, Problem
 
 PARAMETERS = (
     "origin", "destination", "stopover", "pickup", "dropoff", "venue", "branch", "depot",
@@ -102,22 +102,6 @@ class Call:
 
     function: str
     cities: tuple[tuple[str, str], ...]  # (parameter, city) in signature order
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """One example of the warm start.
-
-    Attributes:
-      problem: what is asked; its answer is the right one, whatever the demonstration says.
-      reference: a solution shown in the prompt by `prompting.render_teacher`, or None for a plain
-        demonstration, whose prompt is `prompting.render(problem)`.
-      response: the text to imitate, without the end token.
-    """
-
-    problem: Problem
-    reference: str | None
-    response: str
 
 
 class World:

@@ -16,7 +16,7 @@ from drift_jax import batching, models, optimizer, sharding, update
 from drift_jax import config as configs
 from drift_jax.buffer import SuccessBuffer
 from drift_jax.config import ConfigError
-from drift_jax.data import prompting, source, toolcalls_tokenizer
+from drift_jax.data import generated, prompting, source
 from drift_jax.decision import Decision, Rules, Stage
 from drift_jax.difficulty import PassRates
 from drift_jax.losses.divergence import Divergence
@@ -60,8 +60,8 @@ def model_folder(config: Any) -> pathlib.Path:
 
 def open_tokenizer(config: Any) -> Any:
     """The tokenizer of the model; that of the generated task when its model starts from nothing."""
-    if config.model.init == "random" and config.task == "toolcalls":
-        return toolcalls_tokenizer.build_tokenizer()
+    if config.model.init == "random" and config.task in generated.TASKS:
+        return generated.build_tokenizer(config.task)
     with boundary():
         return prompting.load_tokenizer(model_folder(config))
 

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from drift_jax import assemble, teacher
-from drift_jax.data import prompting, toolcalls
+from drift_jax.data import generated, prompting
 from drift_jax.grading import Answers, grade
 from drift_jax.models.transformer import ModelConfig, Params
 from drift_jax.sampling import Sampler, random_streams
@@ -162,6 +162,8 @@ def examine(
         "eval/truncated_fraction": float(1 - answers.finished.mean()),
         "eval/well_formed_fraction": float(answers.well_formed.mean()),
     }
+    if answers.derived is not None:
+        metrics["eval/derived_fraction"] = float(answers.derived.mean())
     metrics |= {
         f"eval/{level}/mean@{k}": mean_at_k(rewards).value
         for level, rewards in by_level(exam.problems, answers.rewards).items()
@@ -210,6 +212,7 @@ def result_rows(problems: Sequence[Problem], answers: Answers) -> list[dict[str,
             "lengths": answers.lengths[i].tolist(),
             "finished": answers.finished[i].tolist(),
             "well_formed": answers.well_formed[i].tolist(),
+            "derived": None if answers.derived is None else answers.derived[i].tolist(),
         }
         for i, problem in enumerate(problems)
     ]
@@ -265,7 +268,7 @@ def measure_gate(
 
     Returns None for a task without written-out gold solutions.
     """
-    if config.task != "toolcalls":
+    if config.task not in generated.TASKS:
         return None
     exam = dataclasses.replace(
         examination(config, model, tokenizer, mesh, split="validation"),
@@ -276,7 +279,7 @@ def measure_gate(
         top_k=0,
     )
     base = exam.student(params, step=0).rewards
-    gold = [toolcalls.solution(problem) for problem in exam.problems]
+    gold = [generated.TASKS[config.task].solution(problem) for problem in exam.problems]
     taught = exam.with_solutions(params, exam.problems, gold, step=0).rewards
     levels = {
         level: (float(rewards.mean()), float(other.mean()))

@@ -23,6 +23,7 @@ class Answers:
       lengths: response tokens, the stop token included.
       entropies: mean token entropy, in nats.
       finished: bool, False where the response was cut at the limit.
+      derived: bool, whether the derivation is right; None where the task cannot check one.
     """
 
     responses: list[list[str]]
@@ -32,6 +33,7 @@ class Answers:
     lengths: np.ndarray
     entropies: np.ndarray
     finished: np.ndarray
+    derived: np.ndarray | None = None
 
 
 def grade(tokenizer: Any, problems: Sequence[Problem], rollouts: Rollouts) -> Answers:
@@ -52,6 +54,8 @@ def grade(tokenizer: Any, problems: Sequence[Problem], rollouts: Rollouts) -> An
         [grader_for(problem.task)(response, problem.answer) for response in group]
         for problem, group in zip(problems, responses, strict=True)
     ]
+    derived = [[score.derived for score in group] for group in scores]
+    checked = all(flag is not None for group in derived for flag in group)
     return Answers(
         responses=responses,
         rewards=np.array([[score.reward for score in group] for group in scores], np.float64),
@@ -60,4 +64,5 @@ def grade(tokenizer: Any, problems: Sequence[Problem], rollouts: Rollouts) -> An
         lengths=rollouts.lengths.reshape(shape),
         entropies=rollouts.mean_entropy.reshape(shape),
         finished=rollouts.finished.reshape(shape),
+        derived=np.array(derived, bool) if checked else None,
     )

@@ -197,6 +197,13 @@ class Reporter:
             easy_above=bins.easy_above,
             hard_below=bins.hard_below,
         )
+        row |= summary.lucky_metrics(
+            decision.pass_rate,
+            decision.routes.is_correct,
+            answers.derived,
+            easy_above=bins.easy_above,
+            hard_below=bins.hard_below,
+        )
         row |= summary.teacher_metrics(decision.choice)
         row |= summary.memory_metrics(self._memory, step, added, self._replaced)
         self._replaced = self._memory.buffer.replaced

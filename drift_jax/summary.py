@@ -67,6 +67,41 @@ def routing_metrics(
     }
 
 
+def lucky_metrics(
+    pass_rate: np.ndarray,
+    correct: np.ndarray,
+    derived: np.ndarray | None,
+    *,
+    easy_above: float,
+    hard_below: float,
+) -> dict[str, float]:
+    """Successes for wrong reasons, of all problems and by bin (`routing/...`).
+
+    A bin without a success has no number. Nothing is known, and nothing written, for a task whose
+    derivations cannot be checked.
+
+    Args:
+      pass_rate: smoothed. [problem]
+      correct: bool [problem, group].
+      derived: whether the derivation is right. bool [problem, group], or None.
+      easy_above, hard_below: edges of the bins, as in `difficulty.route`.
+    """
+    if derived is None:
+        return {}
+    bins = {
+        "": np.ones(len(pass_rate), bool),
+        "easy/": pass_rate > easy_above,
+        "medium/": (pass_rate <= easy_above) & (pass_rate >= hard_below),
+        "hard/": pass_rate < hard_below,
+    }
+    metrics = {"rollout/derived_fraction": float(derived.mean())}
+    for name, members in bins.items():
+        reasons = derived[members][correct[members]]
+        if reasons.size:
+            metrics[f"routing/{name}lucky_positive_fraction"] = float(1 - reasons.mean())
+    return metrics
+
+
 def teacher_metrics(choice: Choice) -> dict[str, float]:
     """Who had a teacher, and from where (`teacher/...`, `buffer/fallback_hits`)."""
     return {
@@ -136,6 +171,7 @@ def sample_rows(
             "gamma": float(decision.routes.routing_weight[row]),
             "medium": bool(decision.routes.is_medium[row]),
             "correct": bool(decision.routes.is_correct[row, rollout]),
+            "derived": None if answers.derived is None else bool(answers.derived[row, rollout]),
             "policy_weight": float(decision.policy_weight[row, rollout]),
             "distill_weight": float(decision.distill_weight[row, rollout]),
             "teacher_source": str(decision.choice.source[row, rollout]),

@@ -86,15 +86,18 @@ class Score:
     """What a grader says about one response.
 
     Attributes:
-      reward: 1.0 for a correct response, 0.0 otherwise.
+      reward: 1.0 for a correct response, 0.0 for a wrong one; between them for a task that grades.
       prediction: the answer that was read from the response, for majority votes and for people.
       well_formed: True where the response has the form that the prompt asks for. It does not
         enter the reward.
       feedback: what was wrong, in words; empty where there is nothing to say. It may contain the
         gold answer.
+      derived: whether the derivation is right, where the task can check one, else None. It does
+        not enter the reward: a rewarded response that is not derived is a lucky guess.
     """
 
     reward: float
     prediction: str
     well_formed: bool
     feedback: str
+    derived: bool | None = None

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from drift_jax import assemble, batching, command, examination, models, optimizer, sharding, update
 from drift_jax import config as configs
 from drift_jax.config import ConfigError
-from drift_jax.data import prompting, toolcalls
+from drift_jax.data import generated, prompting
 from drift_jax.types import Rollouts
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt and response, token ids
@@ -61,18 +61,17 @@ def demonstrations(
     Raises:
       ConfigError: for a task that has none.
     """
-    if config.task != "toolcalls":
-        raise ConfigError(
-            f"task {config.task!r} has no demonstrations; a warm start needs task=toolcalls"
-        )
-    world = toolcalls.World(config.data.world_seed)
+    if config.task not in generated.TASKS:
+        known = ", ".join(generated.TASKS)
+        raise ConfigError(f"task {config.task!r} has no demonstrations; those that have: {known}")
+    source = generated.demonstrations(config.task, config.data.world_seed)
     stop = prompting.stop_tokens(tokenizer)[:1]
 
     def draw(rng: np.random.Generator, reference: bool) -> list[Example]:
         section = config.warm_start
         count = section.reference_batch if reference else section.plain_batch
         examples = []
-        for shown in toolcalls.demonstrations(world, rng, count, reference=reference):
+        for shown in source(rng, count, reference):
             prompt = (
                 prompting.render(tokenizer, shown.problem)
                 if shown.reference is None

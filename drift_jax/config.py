@@ -113,8 +113,8 @@ FIELDS: tuple[Field, ...] = (
           "Seed of everything random: data order, sampling, buffer draws, random weights.",
           "ours", at_least=0, at_most=2**32 - 1),
     Field("task", "toolcalls",
-          "Task: problems, prompt and grader. toolcalls, toolcalls_graded, toolsteps and lookup are "
-          "generated; others are files.",
+          "Task: problems, prompt and grader. toolcalls, toolcalls_graded, toolsteps and lookup "
+          "are generated; others are files.",
           "ours"),
     Field("method", "drift",
           "Name of the method whose values were applied; for the reader, no code looks at it.",

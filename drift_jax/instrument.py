@@ -34,7 +34,8 @@ SHOWN = 3  # facts that are printed a world
 def report(config: Any, bases: str) -> list[str]:
     """The lines about one world, the first with the verdict."""
     task, world = _world(config)
-    problems = task.problems(world, "train")
+    problems: Sequence[Problem] = task.problems(world, "train")
+    rollouts = _rollouts(config, problems)
     if bases:
         config = configs.assign(
             config.copy_and_resolve_references(),
@@ -43,7 +44,7 @@ def report(config: Any, bases: str) -> list[str]:
         mesh = assemble.make_mesh(config)
         tokenizer = assemble.open_tokenizer(config)
         model, params = assemble.open_model(config, tokenizer, mesh)
-        rates = sampled_rates(config, model, params, tokenizer, mesh)
+        problems, rates = sampled_rates(config, model, params, tokenizer, mesh)
         gate = examination.measure_gate(config, model, params, tokenizer, mesh)
         assert gate is not None  # a generated task has written-out solutions
         taught = [str(gate), sibling_gain(config, model, params, tokenizer, mesh)]
@@ -51,9 +52,8 @@ def report(config: Any, bases: str) -> list[str]:
     else:
         rates = np.array([task.success_rate(world, problem) for problem in problems])
         taught, usable = [], True
-    found = findability.findings(
-        [task.facts(world, problem) for problem in problems], rates, _rollouts(config, problems)
-    )
+    needs = [task.facts(world, problem) for problem in problems]
+    found = findability.findings(needs, rates, rollouts)
     missing = sum(not finding.found for finding in found)
     verdict = "takes part" if usable and not missing else "is left out"
     lines = [
@@ -66,15 +66,15 @@ def report(config: Any, bases: str) -> list[str]:
 
 def sampled_rates(
     config: Any, model: models.ModelConfig, params: Any, tokenizer: Any, mesh: Mesh
-) -> np.ndarray:
-    """How often a policy is entirely right on each training problem at temperature 1. [problem]"""
+) -> tuple[Sequence[Problem], np.ndarray]:
+    """Training problems, and how often a policy is entirely right on each at temperature 1."""
     exam = _at_temperature_1(config, model, tokenizer, mesh, split="train")
     sets = []
     for number in range(SAMPLE_SETS):
         answers = exam.student(params, step=number)
         success = answers.rewards == 1  # a slip that a graded reward forgives may be the fact
         sets.append(success if answers.derived is None else success & answers.derived)
-    return np.concatenate(sets, axis=1).mean(axis=1)
+    return exam.problems, np.concatenate(sets, axis=1).mean(axis=1)
 
 
 def sibling_gain(

@@ -205,6 +205,11 @@ class Reporter:
             hard_below=bins.hard_below,
         )
         row |= summary.teacher_metrics(decision.choice)
+        row |= summary.window_metrics(
+            answers.rewards,
+            success_threshold=bins.success_threshold,
+            reward_tolerance=self._config.teacher.reward_tolerance,
+        )
         row |= summary.memory_metrics(self._memory, step, added, self._replaced)
         self._replaced = self._memory.buffer.replaced
         row |= {f"time/{phase}": seconds for phase, seconds in self._times.items()}

@@ -112,6 +112,29 @@ def teacher_metrics(choice: Choice) -> dict[str, float]:
     }
 
 
+def window_metrics(
+    rewards: np.ndarray, *, success_threshold: float, reward_tolerance: float
+) -> dict[str, float]:
+    """Whether the tolerance window of stage 1 has anything to decide (`teacher/window_...`).
+
+    Candidates are the successes of a group within `reward_tolerance` of its best. Rewards of 0 and
+    1 never mix in a window.
+
+    Args:
+      rewards: [problem, group].
+      success_threshold: theta_r.
+      reward_tolerance: delta.
+    """
+    best = rewards.max(axis=1, keepdims=True)
+    inside = (rewards >= success_threshold) & (rewards >= best - reward_tolerance)
+    lowest = np.where(inside, rewards, np.inf).min(axis=1)
+    solved = inside.any(axis=1)
+    return {
+        "teacher/window_mean": float(inside.sum(axis=1)[solved].mean()) if solved.any() else 0.0,
+        "teacher/window_mixed_fraction": float((solved & (lowest < best[:, 0])).mean()),
+    }
+
+
 def memory_metrics(memory: Memory, step: int, added: int, replaced_before: int) -> dict[str, float]:
     """What is remembered (`buffer/...`)."""
     buffer = memory.buffer

@@ -1,4 +1,4 @@
-"""Lucky successes by bin: by hand, and only where derivations can be checked."""
+"""Lucky successes by bin and the window of rewards, by hand."""
 
 import numpy as np
 import pytest
@@ -42,6 +42,29 @@ def test_the_edges_of_the_bins_are_medium():
 
 def test_a_task_without_derivations_has_no_such_metric():
     assert summary.lucky_metrics(PASS_RATE, CORRECT, None, **BINS) == {}
+
+
+def test_the_tolerance_window_by_hand():
+    rewards = np.array(
+        [
+            [1.0, 0.9, 0.9, 0.85],  # three inside, of two rewards
+            [0.9, 0.85, 0.2, 0.0],  # two
+            [1.0, 1.0, 0.85, 0.0],  # two of one reward
+            [0.8, 0.8, 0.8, 0.8],  # no success
+        ]
+    )
+    found = summary.window_metrics(rewards, success_threshold=0.85, reward_tolerance=0.1)
+    assert found["teacher/window_mean"] == pytest.approx((3 + 2 + 2) / 3)
+    assert found["teacher/window_mixed_fraction"] == pytest.approx(2 / 4)
+    assert all(map(metrics.is_documented, found))
+
+
+def test_rewards_of_0_and_1_never_mix_in_the_window():
+    rewards = np.random.default_rng(0).integers(0, 2, (50, 4)).astype(float)
+    found = summary.window_metrics(rewards, success_threshold=0.5, reward_tolerance=0.1)
+    assert found["teacher/window_mixed_fraction"] == 0 and found["teacher/window_mean"] > 1
+    nothing = summary.window_metrics(0 * rewards, success_threshold=0.5, reward_tolerance=0.1)
+    assert nothing == {"teacher/window_mean": 0.0, "teacher/window_mixed_fraction": 0.0}
 
 
 @pytest.mark.parametrize("task", ["lookup", "toolsteps"])

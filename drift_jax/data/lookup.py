@@ -3,11 +3,12 @@
     Start: Oslo
     1. twin
     2. port
-    Options: A Cairo; B Rome; C Lima; D Quito
+    Options: Cairo (A), Rome (B), Lima (C), Quito (D)
 
     Look up:
     1. twin of Oslo is Rome
     2. port of Rome is Lima
+    So Lima (C)
     <answer>C</answer>
 
 The table (three relations over sixteen cities, 48 rows) is a fact of the world that no prompt
@@ -32,7 +33,7 @@ from drift_jax.data import worlds
 from drift_jax.data.prompting import CLOSING, SOLUTION_HEADER
 from drift_jax.data.toolcalls import CODES
 from drift_jax.data.worlds import Demonstration, pick, shuffled
-from drift_jax.rewards.lookup import OPENING
+from drift_jax.rewards.lookup import NOWHERE, OPENING
 from drift_jax.types import Problem
 
 TASK = "lookup"
@@ -48,10 +49,10 @@ Path = tuple[str, tuple[str, ...]]  # first city and the relations to follow
 
 PIECES = (
     # A question.
-    "Start:", *(f"\n{number}." for number in range(1, max(HOPS) + 1)), "\nOptions: ", "; ",
-    *LETTERS,
+    "Start:", *(f"\n{number}." for number in range(1, max(HOPS) + 1)), "\nOptions:", ",",
+    *(f" ({letter})" for letter in LETTERS),
     # A response.
-    OPENING, " of", " is", "\n<answer>", "</answer>",
+    OPENING, " of", " is", "\nSo", f" ({NOWHERE})", "\n<answer>", *LETTERS, "</answer>",
     # The teacher's prompt.
     SOLUTION_HEADER, CLOSING,
     # Names.
@@ -121,8 +122,8 @@ class World:
         others = shuffled(rng, [city for city in CITIES if city != right])[: len(LETTERS) - 1]
         options = shuffled(rng, [right, *others])
         lines = [f"\n{n}. {relation}" for n, relation in enumerate(path[1], start=1)]
-        offered = "; ".join(
-            f"{letter} {city}" for letter, city in zip(LETTERS, options, strict=True)
+        offered = ",".join(
+            f" {city} ({letter})" for letter, city in zip(LETTERS, options, strict=True)
         )
         problem = Problem(
             id=problem_id,
@@ -130,7 +131,7 @@ class World:
             messages=(
                 {
                     "role": "user",
-                    "content": f"Start: {path[0]}{''.join(lines)}\nOptions: {offered}",
+                    "content": f"Start: {path[0]}{''.join(lines)}\nOptions:{offered}",
                 },
             ),
             answer=json.dumps(
@@ -152,7 +153,7 @@ def problems(world: World, split: str, count: int | None = None) -> list[Problem
 def solution(problem: Problem) -> str:
     """The right response to a problem."""
     gold = json.loads(problem.answer)
-    return _write(gold["rows"], gold["letter"])
+    return _write(problem, gold["rows"], gold["letter"])
 
 
 def facts(world: World, problem: Problem) -> list[Row]:
@@ -205,14 +206,14 @@ def demonstrations(
         if reference:
             cities = [pick(rng, CITIES) for _ in relations]
             letter = _letter(rng, problem, cities[-1])
-            shown = _write(_chain(start, relations, cities), letter)
+            shown = _write(problem, _chain(start, relations, cities), letter)
             cities = [
                 pick(rng, CITIES) if rng.random() < REDRAW_PROBABILITY else city for city in cities
             ]
         else:
             cities = _imperfect_cities(world, rng, start, relations)
             letter = _letter(rng, problem, cities[-1])
-        response = _write(_chain(start, relations, cities), letter)
+        response = _write(problem, _chain(start, relations, cities), letter)
         examples.append(Demonstration(problem, shown, response))
     return examples
 
@@ -250,8 +251,8 @@ def _imperfect_cities(
 
 def _options(problem: Problem) -> list[str]:
     """The cities on offer, in the order of the letters."""
-    offered = problem.messages[-1]["content"].rpartition("\nOptions: ")[2]
-    return [option.split(" ")[1] for option in offered.split("; ")]
+    offered = problem.messages[-1]["content"].rpartition("\nOptions:")[2]
+    return [option.split(" ")[1] for option in offered.split(",")]
 
 
 def _letter(rng: np.random.Generator, problem: Problem, city: str) -> str:
@@ -266,10 +267,12 @@ def _chain(start: str, relations: Sequence[str], cities: Sequence[str]) -> list[
     return [list(row) for row in zip(relations, origins, cities, strict=True)]
 
 
-def _write(rows: Sequence[Sequence[str]], letter: str) -> str:
-    """The response with these rows."""
+def _write(problem: Problem, rows: Sequence[Sequence[str]], letter: str) -> str:
+    """The response with these rows, what they come to, and a letter."""
     lines = [
         f"{number}. {relation} of {origin} is {city}"
         for number, (relation, origin, city) in enumerate(rows, start=1)
     ]
-    return "\n".join([OPENING, *lines, f"<answer>{letter}</answer>"])
+    options, end = _options(problem), rows[-1][2]
+    where = LETTERS[options.index(end)] if end in options else NOWHERE
+    return "\n".join([OPENING, *lines, f"So {end} ({where})", f"<answer>{letter}</answer>"])

@@ -19,14 +19,14 @@ LENGTHS = {
     "toolcalls": (40, 28, 64),
     "toolcalls_graded": (40, 28, 64),
     "toolsteps": (20, 54, 74),
-    "lookup": (24, 24, 48),
+    "lookup": (24, 26, 50),
 }
 # A change here orphans base policies and recorded results.
 FINGERPRINTS = {
     "toolcalls": "1e5e320c67ccf1ee",
     "toolcalls_graded": "8c01e583fab22014",
     "toolsteps": "f5f5a05ff878bde9",
-    "lookup": "e392c31cb9dcbd25",
+    "lookup": "07eeab3883d6cb8c",
 }
 
 

@@ -1,0 +1,85 @@
+"""The findability gate as a command: from the demonstrations' rates, and from a base policy."""
+
+import sys
+
+import pytest
+from absl.testing import flagsaver
+
+from drift_jax import command, instrument
+from drift_jax import config as configs
+from tests import small_run
+
+FILE = small_run.ROOT / "configs" / "instrument.py"
+
+
+def config(task, **values):
+    chosen = {name.replace("__", "."): value for name, value in values.items()}
+    return configs.locked(configs.assign(configs.load(f"{FILE}:task={task}"), chosen))
+
+
+def test_the_verdict_of_a_world_comes_first_and_its_rarest_facts_follow():
+    lines = instrument.report(config("toolsteps"), "")
+    assert lines[0].startswith(
+        "world 0 takes part: 0 of 16 facts cannot be found; success by level"
+    )
+    assert "easy 0.5" in lines[0] and "extreme 0.01" in lines[0]
+    assert len(lines) == 4
+    assert lines[1] == ("    oil: 17.0 successes expected on 29 problems, the easiest at 0.028")
+
+
+def test_a_run_too_short_to_find_the_rare_facts_leaves_the_world_out():
+    short = config("toolsteps", train__steps=32)  # one visit in the first half
+    lines = instrument.report(short, "")
+    assert lines[0].startswith("world 0 is left out: 1 of 16 facts cannot be found")
+    assert lines[1].endswith("<- too few") and not lines[2].endswith("<- too few")
+
+
+def test_facts_of_a_table_are_named_by_row():
+    assert " of " in instrument.report(config("lookup"), "")[1].partition(":")[0]
+
+
+def test_a_base_policy_is_measured_in_place_of_the_demonstrations():
+    # Three problems need few of the sixteen formats, and all of them are rare enough to fail.
+    small = config("toolcalls", evaluation__max_problems=3, evaluation__problems_per_batch=3)
+    with small_run.one_device():
+        lines = instrument.report(small, "quickstart_base")
+    assert lines[0].startswith("world 0 is left out: ")
+    assert any(line.startswith("    gate: pass rate ") for line in lines)
+    assert lines[-1].startswith("    sibling: ")
+
+
+@pytest.mark.filterwarnings("ignore:the load_module.. method:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("spec", "arguments", "words"),
+    [
+        ("", ("--worlds=eight",), "--worlds is 'eight'; expected first:end such as 0:8"),
+        ("", ("--worlds=3:3",), "--worlds is '3:3'"),
+        ("", ("--worlds=-1",), "--worlds is '-1'"),
+        (":task=toolstep", (), "task is 'toolstep', which is unknown; did you mean 'toolsteps'?"),
+        (
+            "",
+            ("--config.task=biology",),
+            "task 'biology' has no worlds; those that have: toolcalls",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(spec, arguments, words, monkeypatch, capsys):
+    monkeypatch.setattr(command, "tune_cpu", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["instrument", f"--config={FILE}{spec}", *arguments])
+    with flagsaver.flagsaver(), small_run.one_device(), pytest.raises(SystemExit) as exit_:
+        command.run(instrument.main, instrument.__doc__ or "")
+    out, err = capsys.readouterr()
+    assert (exit_.value.code, out) == (2, "")
+    assert err.startswith("error: ") and err.count("\n") == 1 and words in err
+
+
+@pytest.mark.filterwarnings("ignore:the load_module.. method:DeprecationWarning")
+def test_the_command_prints_every_world(monkeypatch, capsys):
+    monkeypatch.setattr(command, "tune_cpu", lambda: None)
+    arguments = ["instrument", f"--config={FILE}:task=toolsteps", "--worlds=0:2"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with flagsaver.flagsaver(), small_run.one_device(), pytest.raises(SystemExit) as exit_:
+        command.run(instrument.main, instrument.__doc__ or "")
+    printed = capsys.readouterr().out
+    assert exit_.value.code in (0, None)
+    assert printed.count("takes part") == 2 and "world 1 takes part" in printed

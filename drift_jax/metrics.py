@@ -60,7 +60,7 @@ METRICS: dict[str, str] = {
     "teacher/available_fraction": "Share of rollouts with a teacher context.",
     "teacher/sibling_fraction": "Share of rollouts taught by a sibling.",
     "teacher/buffer_fraction": "Share of rollouts taught by a buffer entry.",
-    "teacher/window_mean": "Successes within reward_tolerance of the best one, mean over the groups "
+    "teacher/window_mean": "Successes within reward_tolerance of the best one, mean over groups "
     "that have one.",
     "teacher/window_mixed_fraction": "Share of groups in which these have different rewards.",
     "teacher/entropy": "Mean entropy of the teacher over distilled tokens, in nats.",

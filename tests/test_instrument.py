@@ -83,3 +83,31 @@ def test_the_command_prints_every_world(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert exit_.value.code in (0, None)
     assert printed.count("takes part") == 2 and "world 1 takes part" in printed
+
+
+@pytest.mark.slow
+def test_a_run_on_a_task_with_derivations_writes_how_often_they_are_right(tmp_path):
+    small = config(
+        "lookup",
+        method="sdpo",
+        model__preset__hidden_size=16,
+        model__preset__num_layers=1,
+        model__preset__head_dim=8,
+        model__preset__intermediate_size=16,
+        rollout__problems_per_step=2,
+        rollout__group_size=2,
+        train__steps=1,
+        evaluation__max_problems=2,
+        evaluation__problems_per_batch=2,
+        evaluation__samples=2,
+        logging__tensorboard=False,
+        logging__samples_every=1,
+    )
+    assert small_run.run(small, tmp_path)
+    rows = small_run.metrics(tmp_path)
+    # A random model derives nothing and solves nothing, so that nothing can be lucky.
+    assert rows[1]["rollout/derived_fraction"] == rows[0]["eval/derived_fraction"] == 0
+    assert not any("lucky" in name for name in rows[1])
+    assert all(
+        sample["derived"] is False for sample in small_run.lines(tmp_path, "samples/1.jsonl")
+    )

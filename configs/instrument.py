@@ -58,6 +58,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config = configuration.load(f"{QUICKSTART}:task={task},{rest}")
     # The methods' factors suit models of billions of parameters; here all learn at one rate.
     config.optimizer.learning_rate_factor = 1.0
+    config.objective.top_k = 0  # SDPO's 100 is more than these vocabularies have
     config.model.init = "checkpoint" if base else "random"
     config.model.path = base or config.model.path
     return configuration.assign(config, TASKS[task])

@@ -192,7 +192,16 @@ def learning_rate(config: Any) -> Callable[[jax.Array], jax.Array]:
 
 
 def make_update(config: Any, model: ModelConfig, state: update.TrainState) -> update.UpdateFunction:
-    """The jitted update step of a training run, which leaves the state where it lies."""
+    """The jitted update step of a training run, which leaves the state where it lies.
+
+    Raises:
+      ConfigError: if objective.top_k is more than the vocabulary.
+    """
+    if config.objective.top_k > model.vocab_size:
+        raise ConfigError(
+            f"objective.top_k is {config.objective.top_k}, more than the {model.vocab_size} tokens"
+            " of the vocabulary; use 0 for all of them"
+        )
     return update.make_update(
         model=model,
         settings=loss_settings(config),

@@ -1,12 +1,16 @@
 """The findability gate as a command: from the demonstrations' rates, and from a base policy."""
 
+import itertools
 import sys
 
 import pytest
 from absl.testing import flagsaver
 
-from drift_jax import command, instrument
+from drift_jax import assemble, command, instrument
 from drift_jax import config as configs
+from drift_jax.data import generated
+from drift_jax.methods import METHODS
+from drift_jax.models.transformer import ModelConfig
 from tests import small_run
 
 FILE = small_run.ROOT / "configs" / "instrument.py"
@@ -83,6 +87,26 @@ def test_the_command_prints_every_world(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert exit_.value.code in (0, None)
     assert printed.count("takes part") == 2 and "world 1 takes part" in printed
+
+
+def test_every_method_runs_at_one_rate_over_the_whole_vocabulary():
+    for task, method in itertools.product(generated.TASKS, METHODS):
+        made = configs.load(f"{FILE}:task={task},method={method},world=3,seed=2,base=somewhere")
+        configs.validate(made)
+        assert (made.task, made.method, made.data.world_seed, made.seed) == (task, method, 3, 2)
+        assert (made.model.init, made.model.path) == ("checkpoint", "somewhere")
+        assert configs.learning_rate(made) == 2e-4
+        assert made.objective.top_k == 0
+
+
+def test_more_candidates_than_tokens_are_refused_in_one_line():
+    model = ModelConfig(48, 16, 16, 1, 1, 1, 8)
+    small = config("lookup", objective__top_k=100)
+    with pytest.raises(
+        configs.ConfigError, match="top_k is 100, more than the 48 tokens"
+    ) as caught:
+        assemble.make_update(small, model, None)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.slow

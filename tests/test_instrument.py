@@ -24,18 +24,18 @@ def config(task, **values):
 def test_the_verdict_of_a_world_comes_first_and_its_rarest_facts_follow():
     lines = instrument.report(config("toolsteps"), "")
     assert lines[0].startswith(
-        "world 0 takes part: 0 of 16 facts cannot be found; success by level"
+        "world 0 takes part: 0 of 24 facts cannot be found; success by level"
     )
     assert "easy 0.5" in lines[0] and "extreme 0.01" in lines[0]
     assert len(lines) == 4
-    assert lines[1] == ("    oil: 17.0 successes expected on 29 problems, the easiest at 0.028")
+    assert lines[1] == ("    oil: 10.6 successes expected on 12 problems, the easiest at 0.056")
 
 
 def test_a_run_too_short_to_find_the_rare_facts_leaves_the_world_out():
-    short = config("toolsteps", train__steps=32)  # one visit in the first half
+    short = config("toolsteps", train__steps=64)  # two visits in the first half
     lines = instrument.report(short, "")
-    assert lines[0].startswith("world 0 is left out: 1 of 16 facts cannot be found")
-    assert lines[1].endswith("<- too few") and not lines[2].endswith("<- too few")
+    assert lines[0].startswith("world 0 is left out: 2 of 24 facts cannot be found")
+    assert lines[1].endswith("<- too few") and not lines[3].endswith("<- too few")
 
 
 def test_facts_of_a_table_are_named_by_row():

@@ -17,9 +17,8 @@ from drift_jax.types import Problem
 
 SPLIT_SIZES = {"train": 256, "validation": 96, "test": 96}
 
-# Half of the facts are sure, so that a rare one can be met with nothing else to go wrong.
+# Many facts are sure, so that a rare one can be met with nothing else to go wrong.
 SURE = 0.97
-LADDER = (0.75, 0.6, 0.5, 0.35, 0.25, 0.15, 0.07, 0.03)
 # Probability that a demonstration solves a problem: lowest (inclusive) and highest (exclusive).
 BANDS = {
     "easy": (0.4, 0.95),
@@ -81,14 +80,16 @@ def family(
       accuracies: of each fact.
     """
     made = Family({level: {} for level in BANDS})
+    rarest_first = sorted(accuracies, key=lambda fact: (accuracies[fact], str(fact)))
+    place = {fact: index for index, fact in enumerate(rarest_first)}
     for outline, facts in outlines:
-        unsure = sorted((accuracies[fact], str(fact), fact) for fact in facts)
-        unsure = [entry for entry in unsure if entry[0] < SURE]
-        chance = math.prod(accuracies[fact] for fact in facts)
+        unsure = [fact for fact in facts if accuracies[fact] < SURE]
+        chance = math.prod(map(accuracies.__getitem__, facts))
         level = next((name for name, (low, high) in BANDS.items() if low <= chance < high), None)
         if not unsure or level is None:
             continue
-        alone, every = made.outlines[level].setdefault(unsure[0][2], ([], []))
+        rarest = min(unsure, key=place.__getitem__)
+        alone, every = made.outlines[level].setdefault(rarest, ([], []))
         every.append(outline)
         if len(unsure) == 1:
             alone.append(outline)

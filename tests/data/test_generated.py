@@ -25,7 +25,7 @@ LENGTHS = {
 FINGERPRINTS = {
     "toolcalls": "1e5e320c67ccf1ee",
     "toolcalls_graded": "8c01e583fab22014",
-    "toolsteps": "f5f5a05ff878bde9",
+    "toolsteps": "7a79bacbb2a6b5ae",
     "lookup": "07eeab3883d6cb8c",
 }
 

@@ -35,7 +35,7 @@ def test_every_relation_leads_from_each_city_to_another_and_to_all_of_them(world
 
 def test_half_of_the_rows_are_sure_and_the_others_spread_over_the_ladder(world):
     rates = sorted(world.accuracies.values())
-    assert rates == sorted([worlds.SURE] * 24 + [*worlds.LADDER] * 3)
+    assert rates == sorted([worlds.SURE] * 24 + [*lookup.ROW_ACCURACIES])
     for row, decoys in world.decoys.items():
         assert len({*decoys, world.table[row], row[1]}) == 4
 

@@ -14,8 +14,7 @@ from drift_jax.data import (
     toolsteps,
     word_tokenizer,
 )
-from drift_jax.data.worlds import Demonstration
-from drift_jax.types import Problem
+from drift_jax.types import Demonstration, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

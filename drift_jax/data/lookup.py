@@ -32,9 +32,9 @@ import numpy as np
 from drift_jax.data import worlds
 from drift_jax.data.prompting import CLOSING, SOLUTION_HEADER
 from drift_jax.data.toolcalls import CODES
-from drift_jax.data.worlds import Demonstration, pick, shuffled
+from drift_jax.data.worlds import pick, shuffled
 from drift_jax.rewards.lookup import NOWHERE, OPENING
-from drift_jax.types import Problem
+from drift_jax.types import Demonstration, Problem
 
 TASK = "lookup"
 CITIES = tuple(CODES)

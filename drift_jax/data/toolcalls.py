@@ -30,8 +30,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from drift_jax.data import worlds
-from drift_jax.data.worlds import SPLIT_SIZES, Demonstration, pick, shuffled
-from drift_jax.types import Problem
+from drift_jax.data.worlds import SPLIT_SIZES, pick, shuffled
+from drift_jax.types import Demonstration, Problem
 
 PARAMETERS = (
     "origin", "destination", "stopover", "pickup", "dropoff", "venue", "branch", "depot",

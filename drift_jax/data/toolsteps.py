@@ -30,9 +30,9 @@ import numpy as np
 from drift_jax.data import worlds
 from drift_jax.data.prompting import CLOSING, SOLUTION_HEADER
 from drift_jax.data.toolcalls import CODES
-from drift_jax.data.worlds import Demonstration, pick, shuffled
+from drift_jax.data.worlds import pick, shuffled
 from drift_jax.rewards.step_plan import CLOSING_LINE, OPENING, WORDINGS
-from drift_jax.types import Problem
+from drift_jax.types import Demonstration, Problem
 
 TASK = "toolsteps"
 PLACES = tuple(CODES)

@@ -29,22 +29,6 @@ BANDS = {
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """One example of the warm start.
-
-    Attributes:
-      problem: what is asked; its answer is the right one, whatever the demonstration says.
-      reference: a solution shown in the prompt by `prompting.render_teacher`, or None for a plain
-        demonstration, whose prompt is `prompting.render(problem)`.
-      response: the text to imitate, without the end token.
-    """
-
-    problem: Problem
-    reference: str | None
-    response: str
-
-
-@dataclass(frozen=True)
 class Family:
     """The outlines of problems by difficulty. An outline says which facts a problem needs.
 

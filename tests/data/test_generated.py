@@ -26,7 +26,7 @@ FINGERPRINTS = {
     "toolcalls": "1e5e320c67ccf1ee",
     "toolcalls_graded": "8c01e583fab22014",
     "toolsteps": "7a79bacbb2a6b5ae",
-    "lookup": "07eeab3883d6cb8c",
+    "lookup": "05f7309f008833f4",
 }
 
 

@@ -1,5 +1,7 @@
 """What holds for every generated task and every world."""
 
+import hashlib
+import itertools
 import subprocess
 import sys
 from collections import Counter
@@ -112,6 +114,16 @@ def test_the_packaged_base_has_the_tokenizer_that_the_machinery_builds(tmp_path)
     packaged = Path(generated.__file__).parents[1] / "assets" / "quickstart_base"
     built = (tmp_path / "tokenizer.json").read_bytes()
     assert built == (packaged / "tokenizer.json").read_bytes()
+
+
+def test_the_packaged_base_was_taught_by_the_demonstrations_that_are_drawn_now():
+    digest = hashlib.sha256()
+    for seed, reference in itertools.product((0, 3), (False, True)):
+        draw = generated.demonstrations("toolcalls", seed)
+        for example in draw(np.random.default_rng(seed), 400, reference):
+            row = (example.problem, example.reference, example.response)
+            digest.update(repr(row).encode())
+    assert digest.hexdigest().startswith("74b449ea92605ab5")
 
 
 def test_a_piece_that_starts_another_one_is_refused():

@@ -16,7 +16,7 @@ from drift_jax import batching, checkpoint, difficulty, models, optimizer, repla
 from drift_jax import config as configs
 from drift_jax.buffer import SuccessBuffer
 from drift_jax.config import ConfigError
-from drift_jax.data import prompting, source, toolcalls_tokenizer
+from drift_jax.data import generated, prompting, source
 from drift_jax.decayed_counts import DecayedCounts
 from drift_jax.decision import Decision, Rules, Stage
 from drift_jax.difficulty import PassRates
@@ -66,8 +66,8 @@ def model_folder(config: Any) -> pathlib.Path:
 
 def open_tokenizer(config: Any) -> Any:
     """The tokenizer of the model; that of the generated task when its model starts from nothing."""
-    if config.model.init == "random" and config.task == "toolcalls":
-        return toolcalls_tokenizer.build_tokenizer()
+    if config.model.init == "random" and config.task in generated.TASKS:
+        return generated.build_tokenizer(config.task)
     with boundary():
         return prompting.load_tokenizer(model_folder(config))
 
@@ -252,7 +252,16 @@ def learning_rate(config: Any) -> Callable[[jax.Array], jax.Array]:
 
 
 def make_update(config: Any, model: ModelConfig, state: update.TrainState) -> update.UpdateFunction:
-    """The jitted update step of a training run, which leaves the state where it lies."""
+    """The jitted update step of a training run, which leaves the state where it lies.
+
+    Raises:
+      ConfigError: if objective.top_k is more than the vocabulary.
+    """
+    if config.objective.top_k > model.vocab_size:
+        raise ConfigError(
+            f"objective.top_k is {config.objective.top_k}, more than the {model.vocab_size} tokens"
+            " of the vocabulary; use 0 for all of them"
+        )
     return update.make_update(
         model=model,
         settings=loss_settings(config),

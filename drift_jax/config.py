@@ -116,8 +116,9 @@ FIELDS: tuple[Field, ...] = (
           "Seed of everything random: data order, sampling, buffer draws, random weights.",
           "ours", at_least=0, at_most=2**32 - 1),
     Field("task", "toolcalls",
-          "Task: problems, prompt and grader. toolcalls is generated; others are files. With "
-          "data.rewards any name: that of the folder with your files.", "ours"),
+          "Task: problems, prompt and grader. toolcalls, toolcalls_graded, toolsteps and lookup "
+          "are generated; others are files. With data.rewards any name: that of the folder with "
+          "your files.", "ours"),
     Field("method", "drift",
           "Name of the method whose values were applied; for the reader, no code looks at it.",
           "ours", may_change=True),

@@ -183,6 +183,8 @@ def examine(
         "eval/well_formed_fraction": float(answers.well_formed.mean()),
         "eval/failed_fraction": len(answers.failures) / answers.rewards.size,
     }
+    if answers.derived is not None:
+        metrics["eval/derived_fraction"] = float(answers.derived.mean())
     metrics |= {
         f"eval/{level or 'none'}/mean@{k}": mean_at_k(rewards).value
         for level, rewards in by_level(exam.problems, answers.rewards).items()
@@ -232,6 +234,7 @@ def result_rows(problems: Sequence[Problem], answers: Answers) -> list[dict[str,
             "lengths": answers.lengths[i].tolist(),
             "finished": answers.finished[i].tolist(),
             "well_formed": answers.well_formed[i].tolist(),
+            "derived": None if answers.derived is None else answers.derived[i].tolist(),
         }
         for i, problem in enumerate(problems)
     ]

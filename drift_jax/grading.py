@@ -32,6 +32,7 @@ class Answers:
       failures: a cause for each response on which a user's reward function failed; its reward is 0.
       feedback: what the grader said was wrong, blank where nothing. [problem][group]; None where
         nobody asked.
+      derived: bool, whether the derivation is right; None where the task cannot check one.
     """
 
     responses: list[list[str]]
@@ -43,6 +44,7 @@ class Answers:
     finished: np.ndarray
     failures: tuple[str, ...] = ()
     feedback: list[list[str]] | None = None
+    derived: np.ndarray | None = None
 
 
 class Grader:
@@ -115,6 +117,8 @@ def grade(
             f"all {len(texts)} calls of the reward function failed, the first one so: "
             f"{failures[0]}; mend it and run the same command again"
         )
+    derived = [[score.derived for score in group] for group in scores]
+    checked = all(flag is not None for group in derived for flag in group)
     return Answers(
         responses=responses,
         rewards=np.array([[one.reward for one in group] for group in scores], np.float64),
@@ -125,4 +129,5 @@ def grade(
         finished=rollouts.finished.reshape(shape),
         failures=failures,
         feedback=[[score.feedback for score in group] for group in scores],
+        derived=np.array(derived, bool) if checked else None,
     )

@@ -26,7 +26,7 @@ from typing import IO, Any, Self
 SAMPLES = "samples"
 
 # Name -> one sentence with the unit. {k} is a number of samples, {level} a level or sub-task of the
-# problems, {phase} a part of a step.
+# problems, {phase} a part of a step, {bin} one of easy, medium and hard.
 METRICS: dict[str, str] = {
     "train/epoch": "Epoch of this step, from 1 (reading B7).",
     "train/stage": "Stage of the curriculum: 1 warm-up, 2 mixed.",
@@ -35,6 +35,8 @@ METRICS: dict[str, str] = {
     "rollout/all_correct_fraction": "Share of groups in which every rollout succeeds.",
     "rollout/all_wrong_fraction": "Share of groups in which no rollout succeeds.",
     "rollout/well_formed_fraction": "Share of rollouts that have the form of an answer.",
+    "rollout/derived_fraction": "Share of rollouts with a right derivation, where the task can "
+    "check one; it is never rewarded.",
     "rollout/response_length_mean": "Mean response length, in tokens, stop token included.",
     "rollout/response_length_max": "Longest response, in tokens.",
     "rollout/truncated_fraction": "Share of rollouts that reach the limit without a stop token.",
@@ -46,6 +48,10 @@ METRICS: dict[str, str] = {
     "routing/easy_fraction": "Share of the step's problems routed as easy (Figure 5).",
     "routing/medium_fraction": "Share of the step's problems routed as medium.",
     "routing/hard_fraction": "Share of the step's problems routed as hard.",
+    "routing/lucky_positive_fraction": "Share of the step's successes whose derivation is wrong, "
+    "where the task can check one.",
+    "routing/{bin}/lucky_positive_fraction": "The same among easy, medium or hard problems; absent "
+    "where they have no success.",
     "routing/pass_rate_mean": "Mean smoothed pass rate of the step's problems (Eq. 8).",
     "routing/weight_mean": "Mean routing weight gamma of the step's problems.",
     "routing/distill_weight_mean": "Mean distillation weight of the rollouts that have one.",
@@ -59,6 +65,9 @@ METRICS: dict[str, str] = {
     "teacher/feedback_fraction": "Share of rollouts whose teacher is shown the grader's words.",
     "teacher/rate": "Share of the new student that entered the teacher after this step.",
     "teacher/refreshed": "1 when the teacher became a copy of the student, else 0.",
+    "teacher/window_mean": "Successes within reward_tolerance of the best one, mean over groups "
+    "that have one.",
+    "teacher/window_mixed_fraction": "Share of groups in which these have different rewards.",
     "teacher/entropy": "Mean entropy of the teacher over distilled tokens, in nats.",
     "teacher/divergence": "Mean divergence of student and teacher over those tokens, in nats.",
     "teacher/gap": "eval/teacher_mean@k less the student's mean on the same problems.",
@@ -110,6 +119,7 @@ METRICS: dict[str, str] = {
     "eval/gold_mean@{k}": "Mean reward with the gold solution in context (the warm start's gate).",
     "eval/length_mean": "Mean response length of the evaluation, in tokens.",
     "eval/truncated_fraction": "Share of evaluation samples without a stop token.",
+    "eval/derived_fraction": "Share of evaluation samples with a right derivation, as above.",
     "eval/well_formed_fraction": "Share of evaluation samples that have the form of an answer.",
     "eval/failed_fraction": "Share of evaluation samples on which your reward function failed.",
     "validation/mean@{k}": "Mean reward of k samples per validation problem (chooses best).",
@@ -118,7 +128,12 @@ METRICS: dict[str, str] = {
 # Undefined, and so allowed to be non-finite, in a step whose update was skipped.
 _OF_THE_UPDATE = ("loss/", "actor/", "rhythm/", "sampler/", "teacher/", "distill/")
 
-_PLACEHOLDERS = {"{k}": r"\d+", "{level}": r"[^/]+", "{phase}": r"\w+"}
+_PLACEHOLDERS = {
+    "{bin}": "(easy|medium|hard)",
+    "{k}": r"\d+",
+    "{level}": r"[^/]+",
+    "{phase}": r"\w+",
+}
 
 
 def _pattern(name: str) -> re.Pattern[str]:

@@ -205,7 +205,19 @@ class Reporter:
             bins=bins.bins,
             softness=bins.softness,
         )
+        row |= summary.lucky_metrics(
+            decision.pass_rate,
+            decision.routes.is_correct[:, : decision.group_size],
+            answers.derived,
+            easy_above=bins.easy_above,
+            hard_below=bins.hard_below,
+        )
         row |= summary.teacher_metrics(decision)
+        row |= summary.window_metrics(
+            answers.rewards,
+            success_threshold=bins.success_threshold,
+            reward_tolerance=self._config.teacher.reward_tolerance,
+        )
         row |= summary.memory_metrics(self._memory, step, added, self._replaced)
         self._replaced = self._memory.buffer.replaced
         row |= {f"time/{phase}": seconds for phase, seconds in self._times.items()}

@@ -346,3 +346,76 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = largest
     return corrected
+
+
+# ---- methods over worlds and seeds --------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Discrimination:
+    """How well a set of runs tells methods apart.
+
+    Attributes:
+      effects: each method's mean score less the mean of all methods. float64 [method].
+      spread: standard deviation of `effects` over methods (n - 1).
+      noise: the spread to expect from worlds and seeds if the methods were equal.
+      seed_noise: standard deviation over seeds, within a method and a world; nan for one seed.
+      world_spread: standard deviation over worlds of the mean score of all methods: how much the
+        worlds differ. Pairing takes it out of `noise`.
+    """
+
+    effects: np.ndarray
+    spread: float
+    noise: float
+    seed_noise: float
+    world_spread: float
+
+    @property
+    def ratio(self) -> float:
+        """Spread over noise: about 1 where nothing is told apart; inf without any noise."""
+        return self.spread / self.noise if self.noise else math.inf
+
+    def __str__(self) -> str:
+        return (
+            f"discrimination {self.ratio:.2f}: methods spread by {self.spread:.4f}, worlds and"
+            f" seeds explain {self.noise:.4f} (seeds within a world {self.seed_noise:.4f}, worlds"
+            f" differ by {self.world_spread:.4f})"
+        )
+
+
+def discrimination(scores: np.ndarray) -> Discrimination:
+    """Spread between methods over world-and-seed noise, worlds being the unit.
+
+    All methods run in the same worlds. With d[m, w] the mean over seeds, the noise is what is left
+    of d when the mean of each method and of each world is taken out: how differently the same
+    method fares, relative to the others, from world to world. Seeds are no unit of their own, since
+    a world favours a method whatever the seed. The square of the ratio is the F statistic of a
+    two-way analysis of variance (methods x worlds) with M - 1 and (M - 1)(W - 1) degrees of
+    freedom: under equal methods its mean is a little above 1.
+
+    Args:
+      scores: one number a run, such as mean@8 at the end. [method, world, seed], at least two
+        methods and two worlds.
+    """
+    scores = np.asarray(scores, np.float64)
+    if scores.ndim != 3 or scores.shape[0] < 2 or scores.shape[1] < 2 or not scores.shape[2]:
+        raise ValueError(
+            f"discrimination: got shape {scores.shape}; pass [method, world, seed] with at least "
+            "two methods and two worlds"
+        )
+    if not np.all(np.isfinite(scores)):
+        raise ValueError(f"discrimination: got {scores[~np.isfinite(scores)][0]}; pass finite runs")
+    methods, worlds, seeds = scores.shape
+    runs = scores.mean(axis=2)
+    effects = runs.mean(axis=1) - runs.mean()
+    by_world = runs.mean(axis=0)
+    rest = runs - effects[:, None] - by_world
+    variance = np.square(rest).sum() / ((methods - 1) * (worlds - 1))
+    within = np.sqrt(scores.var(axis=2, ddof=1).mean()) if seeds > 1 else np.nan
+    return Discrimination(
+        effects=effects,
+        spread=float(effects.std(ddof=1)),
+        noise=float(np.sqrt(variance / worlds)),
+        seed_noise=float(within),
+        world_spread=float(by_world.std(ddof=1)),
+    )

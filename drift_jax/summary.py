@@ -69,6 +69,41 @@ def routing_metrics(
     }
 
 
+def lucky_metrics(
+    pass_rate: np.ndarray,
+    correct: np.ndarray,
+    derived: np.ndarray | None,
+    *,
+    easy_above: float,
+    hard_below: float,
+) -> dict[str, float]:
+    """Successes for wrong reasons, of all problems and by bin (`routing/...`).
+
+    A bin without a success has no number. Nothing is known, and nothing written, for a task whose
+    derivations cannot be checked.
+
+    Args:
+      pass_rate: smoothed. [problem]
+      correct: bool [problem, group].
+      derived: whether the derivation is right. bool [problem, group], or None.
+      easy_above, hard_below: edges of the bins, as in `difficulty.route`.
+    """
+    if derived is None:
+        return {}
+    bins = {
+        "": np.ones(len(pass_rate), bool),
+        "easy/": pass_rate > easy_above,
+        "medium/": (pass_rate <= easy_above) & (pass_rate >= hard_below),
+        "hard/": pass_rate < hard_below,
+    }
+    metrics = {"rollout/derived_fraction": float(derived.mean())}
+    for name, members in bins.items():
+        reasons = derived[members][correct[members]]
+        if reasons.size:
+            metrics[f"routing/{name}lucky_positive_fraction"] = float(1 - reasons.mean())
+    return metrics
+
+
 def teacher_metrics(decision: Decision) -> dict[str, float]:
     """Who had a teacher, and from where (`teacher/...`, `buffer/...`)."""
     source = decision.choice.source[:, : decision.group_size]
@@ -80,6 +115,29 @@ def teacher_metrics(decision: Decision) -> dict[str, float]:
         "teacher/feedback_fraction": sum(told) / source.size,
         "buffer/fallback_hits": float((source == "buffer").any(axis=1).sum()),
         "buffer/replayed_rows": float(decision.replayed.present.sum()),
+    }
+
+
+def window_metrics(
+    rewards: np.ndarray, *, success_threshold: float, reward_tolerance: float
+) -> dict[str, float]:
+    """Whether the tolerance window of stage 1 has anything to decide (`teacher/window_...`).
+
+    Candidates are the successes of a group within `reward_tolerance` of its best. Rewards of 0 and
+    1 never mix in a window.
+
+    Args:
+      rewards: [problem, group].
+      success_threshold: theta_r.
+      reward_tolerance: delta.
+    """
+    best = rewards.max(axis=1, keepdims=True)
+    inside = (rewards >= success_threshold) & (rewards >= best - reward_tolerance)
+    lowest = np.where(inside, rewards, np.inf).min(axis=1)
+    solved = inside.any(axis=1)
+    return {
+        "teacher/window_mean": float(inside.sum(axis=1)[solved].mean()) if solved.any() else 0.0,
+        "teacher/window_mixed_fraction": float((solved & (lowest < best[:, 0])).mean()),
     }
 
 
@@ -188,6 +246,7 @@ def _response(answers: Answers, decision: Decision, row: int, member: int) -> di
             "finished": bool(answers.finished[row, member]),
             "length": int(answers.lengths[row, member]),
             "entropy": float(answers.entropies[row, member]),
+            "derived": None if answers.derived is None else bool(answers.derived[row, member]),
         }
     place = member - decision.group_size
     entry = decision.replayed.entries[row][place]
@@ -199,4 +258,5 @@ def _response(answers: Answers, decision: Decision, row: int, member: int) -> di
         "finished": True,
         "length": len(decision.replayed.tokens[row][place]),
         "entropy": entry.entropy,
+        "derived": None,
     }

@@ -106,7 +106,8 @@ class Score:
     """What a grader says about one response.
 
     Attributes:
-      reward: 1.0 for a correct response, 0.0 otherwise; any finite number from a user's function.
+      reward: 1.0 for a correct response, 0.0 for a wrong one, between them for a task that grades;
+        any finite number from a user's function.
       prediction: the answer that was read from the response, for majority votes and for people.
       well_formed: True where the response has the form that the prompt asks for. It does not
         enter the reward.
@@ -114,6 +115,8 @@ class Score:
         gold answer.
       failed: True where the grader itself failed, so that the reward of 0 says nothing about the
         response. Only a user's function can; feedback has the cause.
+      derived: whether the derivation is right, where the task can check one, else None. It does
+        not enter the reward: a rewarded response that is not derived is a lucky guess.
     """
 
     reward: float
@@ -121,3 +124,4 @@ class Score:
     well_formed: bool
     feedback: str
     failed: bool = False
+    derived: bool | None = None

@@ -21,7 +21,7 @@ from drift_jax import assemble, batching, command, examination, models, optimize
 from drift_jax import config as configs
 from drift_jax.config import ConfigError
 from drift_jax.data import demonstrations as sources
-from drift_jax.data import prompting, toolcalls
+from drift_jax.data import generated, prompting
 from drift_jax.types import Rollouts
 
 Example = tuple[np.ndarray, np.ndarray]  # prompt and response, token ids
@@ -76,7 +76,7 @@ def demonstrations(
         for shown in draw_texts(rng, count, reference=reference):
             problem = shown.problem
             if config.data.instructions:
-                problem = toolcalls.with_instructions(problem)
+                problem = generated.with_instructions(problem)
             prompt = (
                 prompting.render(tokenizer, problem, thinking=config.data.thinking)
                 if shown.reference is None

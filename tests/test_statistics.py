@@ -12,6 +12,7 @@ from hypothesis.extra import numpy as arrays
 from drift_jax.statistics import (
     Estimate,
     best_at_k,
+    discrimination,
     holm,
     majority_at_k,
     mean_at_k,
@@ -326,3 +327,78 @@ def test_holm_by_hand():
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
     assert holm([0.2]) == [0.2] and holm([]) == []
+
+
+# ---- methods over worlds and seeds --------------------------------------------------------------
+
+
+def discrimination_by_loops(scores):
+    """Spread and noise of a two-way analysis of variance, one number at a time."""
+    methods, worlds = len(scores), len(scores[0])
+    d = [[sum(seeds) / len(seeds) for seeds in row] for row in scores]
+    everything = sum(sum(row) for row in d) / (methods * worlds)
+    of_method = [sum(row) / worlds for row in d]
+    of_world = [sum(d[m][w] for m in range(methods)) / methods for w in range(worlds)]
+    spread = sum((mean - everything) ** 2 for mean in of_method) / (methods - 1)
+    rest = 0.0
+    for m in range(methods):
+        for w in range(worlds):
+            rest += (d[m][w] - of_method[m] - of_world[w] + everything) ** 2
+    noise = rest / ((methods - 1) * (worlds - 1)) / worlds
+    return spread**0.5, noise**0.5
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 1), (2, 5, 3), (6, 5, 3), (4, 3, 2)])
+def test_discrimination_equals_the_loops(shape):
+    scores = np.random.default_rng(sum(shape)).random(shape)
+    found = discrimination(scores)
+    assert (found.spread, found.noise) == pytest.approx(discrimination_by_loops(scores.tolist()))
+    assert found.ratio == pytest.approx(found.spread / found.noise)
+    np.testing.assert_allclose(found.effects, scores.mean(axis=(1, 2)) - scores.mean(), atol=1e-12)
+
+
+def test_discrimination_by_hand():
+    # Effects are +-0.1; in each world the distance of the methods is 0.3 or 0.1 instead of 0.2.
+    found = discrimination([[[0.9], [0.5]], [[0.6], [0.4]]])
+    assert found.spread == pytest.approx(0.1 * 2**0.5)
+    assert found.noise == pytest.approx(0.05 * 2**0.5)
+    assert found.ratio == pytest.approx(2.0)
+    assert found.world_spread == pytest.approx(0.3 / 2**0.5)
+    assert np.isnan(found.seed_noise)
+
+
+def test_how_hard_a_world_is_does_not_enter_discrimination():
+    scores = np.random.default_rng(3).random((3, 4, 2))
+    harder = scores + np.array([0.0, 5.0, -2.0, 1.0])[None, :, None]
+    before, after = map(discrimination, (scores, harder))
+    assert after.ratio == pytest.approx(before.ratio)
+    assert after.seed_noise == pytest.approx(before.seed_noise)
+    assert after.world_spread > before.world_spread
+
+
+def test_equal_methods_are_not_told_apart_and_unequal_ones_are():
+    rng = np.random.default_rng(0)
+    squares, wins = [], 0
+    for _ in range(400):
+        worlds = rng.normal(size=(1, 5, 1))
+        scores = worlds + 0.3 * rng.normal(size=(3, 5, 1)) + 0.1 * rng.normal(size=(3, 5, 3))
+        squares.append(discrimination(scores).ratio ** 2)
+        wins += discrimination(scores + np.array([[[0.0]], [[1.0]], [[2.0]]])).ratio > 2
+    assert np.mean(squares) == pytest.approx(8 / 6, rel=0.25)  # the mean of F with 2 and 8 degrees
+    assert wins > 390
+
+
+def test_seed_noise_is_the_scatter_within_a_method_and_a_world():
+    scores = np.zeros((2, 2, 2))
+    scores[..., 1] = 0.2
+    found = discrimination(scores)
+    assert found.seed_noise == pytest.approx(0.1 * 2**0.5)
+    assert (found.spread, found.noise) == (0, 0)
+
+
+@pytest.mark.parametrize("scores", [np.ones((2, 3)), np.ones((1, 3, 2)), np.ones((2, 1, 2))])
+def test_discrimination_asks_for_methods_worlds_and_seeds(scores):
+    with pytest.raises(ValueError, match=r"pass \[method, world, seed\] with at least two methods"):
+        discrimination(scores)
+    with pytest.raises(ValueError, match="got nan; pass finite runs"):
+        discrimination(np.full((2, 2, 1), np.nan))

@@ -18,11 +18,11 @@ the solution that says it:
 import functools
 import json
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from drift_jax.data import source, toolcalls
+from drift_jax.data import generated, source
 from drift_jax.rewards import grader_for
 from drift_jax.types import Demonstration, Problem
 
@@ -44,28 +44,15 @@ class Draw(Protocol):
     ) -> list[Demonstration]: ...
 
 
-class Generated(NamedTuple):
-    """What a generated task brings: a source of demonstrations by world seed, and its solutions."""
-
-    draw: Callable[[int], Draw]
-    solution: Callable[[Problem], str]
-
-
-def _toolcalls(world_seed: int) -> Draw:
-    return functools.partial(toolcalls.demonstrations, toolcalls.World(world_seed))
-
-
-GENERATED = {"toolcalls": Generated(_toolcalls, toolcalls.solution)}
-
-
 def is_generated(task: str) -> bool:
     """Whether the demonstrations of a task are made by its generator."""
-    return task in GENERATED
+    return task in generated.TASKS
 
 
 def of_generated(task: str, world_seed: int) -> Draw:
     """Demonstrations of a generated task."""
-    return GENERATED[task].draw(world_seed)
+    chosen = generated.TASKS[task]
+    return functools.partial(chosen.demonstrations, chosen.world(world_seed))
 
 
 def of_problems(problems: Sequence[Problem]) -> Draw:
@@ -110,8 +97,8 @@ def solution(problem: Problem, *, other_words: bool = False) -> str:
       problem: of any task.
       other_words: with another thought around the same answer; no effect on generated tasks.
     """
-    if problem.task in GENERATED:
-        return GENERATED[problem.task].solution(problem)
+    if is_generated(problem.task):
+        return generated.TASKS[problem.task].solution(problem)
     return WRITERS[source.KINDS[problem.task]](problem, other_words)
 
 

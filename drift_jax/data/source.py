@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from drift_jax.data import toolcalls
+from drift_jax.data import generated
 from drift_jax.types import Problem
 
 # Benchmark files hold one kind of row each.
@@ -24,7 +24,7 @@ KINDS = {
     "physics": "mcq",
     "tooluse": "tooluse",
 }
-TASKS = (*KINDS, "toolcalls")
+TASKS = (*KINDS, *generated.TASKS)
 SPLITS = ("train", "validation", "test")
 
 # Sub-tasks of SciKnowEval (level L3) by row number: each ends before the number given.
@@ -68,8 +68,8 @@ def load_task(
 ) -> list[Problem]:
     """Loads the problems of a split.
 
-    `toolcalls` is generated from `world_seed` and has a validation split of its own; with
-    `instructions` its problems say what a response looks like. The other
+    Generated tasks come from `world_seed` and have a validation split of their own; with
+    `instructions` the problems of `toolcalls` say what a response looks like. The other
     tasks are read from `<path>/<task>/train.json` and `test.json`, one JSON object a line. Their
     validation split is a share of the train file, chosen by a hash of the row number: with a
     `validation_fraction` above 0, train is what it leaves.
@@ -91,9 +91,10 @@ def load_task(
         )
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
-    if task == "toolcalls":
-        made = toolcalls.problems(toolcalls.World(world_seed), split)
-        return [toolcalls.with_instructions(problem) for problem in made] if instructions else made
+    if task in generated.TASKS:
+        chosen = generated.TASKS[task]
+        made = chosen.problems(chosen.world(world_seed), split)
+        return [generated.with_instructions(problem) for problem in made] if instructions else made
     if path is None:
         raise ValueError(
             f"task {task} is read from files and no folder is given; name the folder that "

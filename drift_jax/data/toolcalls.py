@@ -32,6 +32,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from drift_jax.data import worlds
+from drift_jax.data.worlds import SPLIT_SIZES, pick, shuffled
 from drift_jax.types import Demonstration, Problem
 
 PARAMETERS = (
@@ -85,7 +87,6 @@ INSTRUCTIONS = (
     '{"gate": "city Paris"} and {"gate": "area PAR"} are two of the six values that may be right. '
     f"The codes: {', '.join(f'{city} {code}' for city, code in CODES.items())}."
 )
-SPLIT_SIZES = {"train": 256, "validation": 96, "test": 96}
 
 # How often demonstrations use the right format: two parameters each.
 FORMAT_ACCURACIES = (0.9, 0.75, 0.6, 0.5, 0.35, 0.25, 0.15, 0.07)
@@ -126,13 +127,12 @@ class World:
     """
 
     def __init__(self, seed: int):
-        if seed < 0:
-            raise ValueError(f"world seed {seed} is negative; use 0 or more")
+        worlds.check_seed(seed)
         rng = np.random.default_rng([seed, 0])
         self.seed = seed
-        self.accuracies = dict(zip(_shuffled(rng, PARAMETERS), FORMAT_ACCURACIES * 2, strict=True))
+        self.accuracies = dict(zip(shuffled(rng, PARAMETERS), FORMAT_ACCURACIES * 2, strict=True))
         self.formats = {parameter: str(rng.choice(FORMATS)) for parameter in PARAMETERS}
-        self.lookups = frozenset(_shuffled(rng, PARAMETERS)[: len(PARAMETERS) // 2])
+        self.lookups = frozenset(shuffled(rng, PARAMETERS)[: len(PARAMETERS) // 2])
         self.signatures = _draw_signatures(rng, self.accuracies)
         self.functions = _function_choices(self.signatures)
         # A stream of its own: a change to the problems leaves the world as it is.
@@ -148,13 +148,7 @@ def problems(world: World, split: str, count: int | None = None) -> list[Problem
     Raises:
       ValueError: for an unknown split, or a count that it does not have.
     """
-    if split not in SPLIT_SIZES:
-        raise ValueError(f"toolcalls has no split {split!r}; it has {', '.join(SPLIT_SIZES)}")
-    size = SPLIT_SIZES[split]
-    count = size if count is None else count
-    if not 0 < count <= size:
-        raise ValueError(f"asked for {count} toolcalls {split} problems; take 1 to {size}")
-    return world.splits[split][:count]
+    return worlds.head("toolcalls", world.splits, split, count)
 
 
 def with_instructions(problem: Problem) -> Problem:
@@ -172,11 +166,16 @@ def solution(problem: Problem) -> str:
     return _response([(call["Action"], json.loads(call["Action_Input"])) for call in calls])
 
 
+def facts(world: World, problem: Problem) -> list[str]:
+    """The parameters of a problem, whose formats must be known."""
+    calls = json.loads(problem.answer)
+    return [parameter for call in calls for parameter in json.loads(call["Action_Input"])]
+
+
 def expected_pass_rate(world: World, problem: Problem) -> float:
     """Probability that a plain demonstration solves the problem: the product of its accuracies."""
-    calls = json.loads(problem.answer)
-    arguments = [parameter for call in calls for parameter in json.loads(call["Action_Input"])]
-    return float(np.prod([world.accuracies[parameter] for parameter in arguments]))
+    rates = [world.accuracies[parameter] for parameter in facts(world, problem)]
+    return float(np.prod(rates))
 
 
 def demonstrations(
@@ -197,11 +196,11 @@ def demonstrations(
         problem, calls = _draw_new_problem(world, rng, f"toolcalls/warm_start/{index}")
         shown = None
         if reference:
-            formats = [_pick(rng, FORMATS) for _ in _parameters(calls)]
+            formats = [pick(rng, FORMATS) for _ in _parameters(calls)]
             shown = _response(_write(world, calls, formats))
             redrawn = rng.random(len(formats)) < REDRAW_PROBABILITY
             formats = [
-                _pick(rng, FORMATS) if redraw else word
+                pick(rng, FORMATS) if redraw else word
                 for word, redraw in zip(formats, redrawn, strict=True)
             ]
         else:
@@ -219,15 +218,15 @@ def _draw_signatures(
     """Parameters of each function; `World` says what holds by construction."""
     rare = [parameter for parameter in PARAMETERS if accuracies[parameter] < RARE_BELOW]
     common = [parameter for parameter in PARAMETERS if parameter not in rare]
-    alone = (rare + _shuffled(rng, common))[: FUNCTIONS_OF_SIZE[1]]
+    alone = (rare + shuffled(rng, common))[: FUNCTIONS_OF_SIZE[1]]
     signatures = [(parameter,) for parameter in alone]
     # Deal all parameters out once, then again as far as needed. The first round ends with a
     # function (5 x 2 + 2 x 3 = 16), so no function gets a parameter twice.
-    dealt = iter(_shuffled(rng, PARAMETERS) + _shuffled(rng, PARAMETERS))
+    dealt = iter(shuffled(rng, PARAMETERS) + shuffled(rng, PARAMETERS))
     for size in (2, 3):
         for _ in range(FUNCTIONS_OF_SIZE[size]):
             signatures.append(tuple(itertools.islice(dealt, size)))
-    names = _shuffled(rng, tuple(INTENTS))
+    names = shuffled(rng, tuple(INTENTS))
     drawn = dict(zip(names, signatures, strict=True))
     return {name: drawn[name] for name in INTENTS}
 
@@ -254,8 +253,7 @@ def _draw_splits(
     # ones alone. The turns go on from split to split, so the 160 questions with one argument
     # (10 functions x 16 cities) are enough for the 150 easy problems.
     turns = {
-        level: itertools.cycle(_shuffled(rng, choices))
-        for level, choices in world.functions.items()
+        level: itertools.cycle(shuffled(rng, choices)) for level, choices in world.functions.items()
     }
     taken: set[frozenset[Call]] = set()
     held_out: set[frozenset[Call]] = set()
@@ -282,8 +280,8 @@ def _draw_new_problem(
     """A random problem outside the held-out splits, with no train problem's prompt."""
     # Drawn before anything is turned down: held-out questions are more than a third of the easy
     # ones, and levels and functions are to come equally often all the same.
-    level = _pick(rng, LEVELS)
-    functions = _pick(rng, world.functions[level])
+    level = pick(rng, LEVELS)
+    functions = pick(rng, world.functions[level])
     while True:
         calls = _draw_calls(world, rng, functions)
         if frozenset(calls) in world._held_out:
@@ -299,7 +297,7 @@ def _draw_calls(
     """These functions, with a random city for every parameter."""
     cities = tuple(CODES)
     return tuple(
-        Call(name, tuple((parameter, _pick(rng, cities)) for parameter in world.signatures[name]))
+        Call(name, tuple((parameter, pick(rng, cities)) for parameter in world.signatures[name]))
         for name in functions
     )
 
@@ -309,7 +307,7 @@ def _imperfect_format(world: World, rng: np.random.Generator, parameter: str) ->
     right = world.formats[parameter]
     if rng.random() < world.accuracies[parameter]:
         return right
-    return _pick(rng, [word for word in FORMATS if word != right])
+    return pick(rng, [word for word in FORMATS if word != right])
 
 
 # ---- writing it down ---------------------------------------------------------------------------
@@ -335,13 +333,13 @@ def _prompt(world: World, rng: np.random.Generator, calls: Sequence[Call]) -> st
     offered = [call.function for call in calls]
     if len(calls) == 1:
         # One function that is not wanted; with two calls the prompt is long enough.
-        offered.append(_pick(rng, [name for name in INTENTS if name not in offered]))
+        offered.append(pick(rng, [name for name in INTENTS if name not in offered]))
     api = "; ".join(
-        f"{name}({', '.join(world.signatures[name])})" for name in _shuffled(rng, offered)
+        f"{name}({', '.join(world.signatures[name])})" for name in shuffled(rng, offered)
     )
     question = "; ".join(
         f"{INTENTS[call.function]}: "
-        + ", ".join(f"{parameter} {city}" for parameter, city in _shuffled(rng, call.cities))
+        + ", ".join(f"{parameter} {city}" for parameter, city in shuffled(rng, call.cities))
         for call in calls
     )
     return f"API: {api}\nQuestion: {question}"
@@ -374,13 +372,3 @@ def _response(calls: Sequence[tuple[str, dict[str, str]]]) -> str:
         for function, arguments in calls
     )
     return THOUGHTS[len(calls)] + "".join(actions)
-
-
-def _pick(rng: np.random.Generator, options: Sequence):
-    """One of the options, uniformly. Unlike `rng.choice`, it leaves their type alone."""
-    return options[int(rng.integers(len(options)))]
-
-
-def _shuffled(rng: np.random.Generator, items: Sequence) -> list:
-    """The items in random order."""
-    return [items[index] for index in rng.permutation(len(items))]

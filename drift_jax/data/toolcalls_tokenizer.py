@@ -1,22 +1,15 @@
-"""The tokenizer of `toolcalls`: one token a name, a value, or a stretch of scaffolding.
+"""The vocabulary of `toolcalls`: 111 tokens, the same for every world; see `word_tokenizer`."""
 
-A real Hugging Face tokenizer with a vocabulary of 111 pieces, the same for every world. No piece
-starts another one, so text splits into pieces in one way only: decode(encode(text)) == text, and
-any sequence of pieces that a model writes encodes back to the same ids.
-"""
-
-import re
 from typing import TYPE_CHECKING
 
-from drift_jax.data import toolcalls
-from drift_jax.data.prompting import CLOSING, SOLUTION_HEADER, quiet_import
+from drift_jax.data import toolcalls, word_tokenizer
+from drift_jax.data.prompting import CLOSING, SOLUTION_HEADER
+from drift_jax.data.word_tokenizer import SPECIAL_TOKENS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-PAD, END, UNKNOWN = "<|pad|>", "<|end|>", "<unk>"
-SYSTEM, USER, ASSISTANT = "<|system|>", "<|user|>", "<|assistant|>"
-SPECIAL_TOKENS = (PAD, END, USER, ASSISTANT, SYSTEM, UNKNOWN)
+__all__ = ["PIECES", "SPECIAL_TOKENS", "build_tokenizer"]
 
 PIECES = (
     # A question.
@@ -35,37 +28,7 @@ PIECES = (
     *(f" {code}" for code in toolcalls.CODES.values()),
 )  # fmt: skip
 
-# Roles are single tokens, and only a finished assistant turn is closed: a prompt has no other.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "<|{{ message['role'] }}|>{{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}<|end|>{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """Makes the tokenizer; `save_pretrained` writes it so that `prompting.load_tokenizer` reads it.
-
-    What is not made of pieces becomes `<unk>`.
-    """
-    with quiet_import():
-        from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-        from transformers import PreTrainedTokenizerFast
-    vocabulary = {piece: index for index, piece in enumerate(SPECIAL_TOKENS + PIECES)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
-    longest_first = sorted(PIECES, key=len, reverse=True)
-    pattern = Regex("|".join(re.escape(piece) for piece in longest_first))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        unk_token=UNKNOWN,
-        additional_special_tokens=[SYSTEM, USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        padding_side="left",
-    )
+    """The tokenizer of `toolcalls`."""
+    return word_tokenizer.build_tokenizer(PIECES)

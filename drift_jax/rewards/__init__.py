@@ -6,15 +6,21 @@ A grader never raises on a response, never evaluates it, and takes time linear i
 import difflib
 from collections.abc import Callable
 
+from drift_jax.rewards.graded_tool_call import score_tool_call_graded
+from drift_jax.rewards.lookup import score_lookup
 from drift_jax.rewards.multiple_choice import score_multiple_choice
+from drift_jax.rewards.step_plan import score_step_plan
 from drift_jax.rewards.tool_call import score_tool_call, score_tool_call_strict
 from drift_jax.types import Score
 
 __all__ = [
     "Score",
     "grader_for",
+    "score_lookup",
     "score_multiple_choice",
+    "score_step_plan",
     "score_tool_call",
+    "score_tool_call_graded",
     "score_tool_call_strict",
 ]
 
@@ -25,6 +31,9 @@ _GRADERS: dict[str, Callable[[str, str], Score]] = {
     "physics": score_multiple_choice,
     "tooluse": score_tool_call,
     "toolcalls": score_tool_call_strict,
+    "toolcalls_graded": score_tool_call_graded,
+    "toolsteps": score_step_plan,
+    "lookup": score_lookup,
 }
 
 

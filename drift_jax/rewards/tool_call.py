@@ -164,11 +164,11 @@ def score_tool_call_strict(response: str, answer: str) -> Score:
       where malformed), and whose `feedback` contains the gold calls when the response is wrong.
     """
     try:
-        gold = _gold_calls(answer)
+        gold = gold_calls(answer)
     except (*_UNREADABLE, TypeError, KeyError):
         return _BAD_ANSWER
     try:
-        calls = _read_calls(response.strip())
+        calls = read_calls(response.strip())
     except _UNREADABLE:
         return _MALFORMED
     correct = Counter(calls) == Counter(gold)
@@ -178,13 +178,13 @@ def score_tool_call_strict(response: str, answer: str) -> Score:
 
 # A call is a name and its arguments as canonical JSON text: equal arguments give equal text, which
 # unlike a dict can be counted.
-_Call = tuple[str, str]
+Call = tuple[str, str]
 
 _CALL_LINES = re.compile(r"Action:([^\n]*)\nAction Input:[ \t]*")
 _GAP = re.compile(r"\s*")
 
 
-def _read_calls(text: str) -> list[_Call]:
+def read_calls(text: str) -> list[Call]:
     """The calls of a response without white space at its ends; ValueError where malformed."""
     position = text.find("\nAction:") + 1 if text.startswith("Thought:") else 0
     calls = []
@@ -202,7 +202,7 @@ def _read_calls(text: str) -> list[_Call]:
         position = gap.end()
 
 
-def _gold_calls(answer: str) -> list[_Call]:
+def gold_calls(answer: str) -> list[Call]:
     """The gold calls; raises where the answer is not a list of calls."""
     calls = []
     for call in _STRICT_JSON.decode(answer):
@@ -213,13 +213,13 @@ def _gold_calls(answer: str) -> list[_Call]:
     return calls
 
 
-def _call(name: object, arguments: object) -> _Call:
+def _call(name: object, arguments: object) -> Call:
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         raise ValueError("a call is a name and a JSON object")
     return name, json.dumps(arguments, sort_keys=True)
 
 
-def _listed(calls: list[_Call]) -> str:
+def _listed(calls: list[Call]) -> str:
     return "; ".join(f"{name} {arguments}" for name, arguments in sorted(calls))
 
 

@@ -21,3 +21,9 @@ def test_an_unknown_task_names_the_nearest_and_lists_all():
     with pytest.raises(ValueError, match=r"known: biology, chemistry, .*tooluse") as caught:
         rewards.grader_for("")
     assert "\n" not in str(caught.value)
+
+
+def test_the_generated_tasks_have_graders_of_their_own():
+    assert rewards.grader_for("toolcalls_graded") is rewards.score_tool_call_graded
+    assert rewards.grader_for("toolsteps") is rewards.score_step_plan
+    assert rewards.grader_for("lookup") is rewards.score_lookup

@@ -11,8 +11,8 @@ from drift_jax import sharding
 from drift_jax.models import forward
 from drift_jax.sampling import Sampler, random_streams
 from drift_jax.sampling.choose import BLOCK
+from drift_jax.sampling.decode import executables
 from drift_jax.sampling.randomness import row_keys, token_uniforms
-from drift_jax.sampling.sampler import decode_segment, prefill
 from drift_jax.types import Rollouts
 from tests import tiny
 
@@ -186,11 +186,11 @@ def test_stop_tokens_are_honoured_call_by_call():
 
 def test_settings_are_traced_and_lengths_share_executables():
     draw()
-    before = (prefill._cache_size(), decode_segment._cache_size())
+    before = executables()
     for settings in ({"temperature": 0.6, "top_p": 0.95}, {"top_k": 5}, {"stop_tokens": (3, 4)}):
         draw(**settings)
     draw(prompts=tiny.prompts(4, seed=9), step=7)
-    assert (prefill._cache_size(), decode_segment._cache_size()) == before
+    assert executables() == before
 
 
 def test_eight_devices_draw_what_one_draws():

@@ -104,7 +104,7 @@ def weights(case: Case) -> dict[str, np.ndarray]:
 
 
 # Found by trial: mean lengths of about Case.mean_length.
-STOP_SHIFT = {4096: 12.0, 150: 5.0}
+STOP_SHIFT = {4096: 8.3, 150: 5.0}
 
 
 def prompts(case: Case) -> list[np.ndarray]:

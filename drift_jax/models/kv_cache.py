@@ -128,11 +128,17 @@ def moved(cache: LayerCache, rows: jax.Array, shift: jax.Array, slots: int) -> L
 
 
 def append(cache: LayerCache, key: jax.Array, value: jax.Array, slot: jax.Array) -> LayerCache:
-    """Writes one token of every row at `slot`. key and value: [rows, kv_heads, head_dim]"""
-    key, value = key[:, :, :, None], value[:, :, None, :]
+    """Writes one token of every row at `slot`. key and value: [rows, kv_heads, head_dim]
+
+    The slot is the same for all rows, yet they are written one by one: as an update of one slice,
+    XLA:CPU would fuse it into the products that read the cache, compute it a second time for the
+    next step, and copy both buffers four times a step.
+    """
+    rows = jnp.arange(key.shape[0])
+    written = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
     return LayerCache(
-        key=jax.lax.dynamic_update_slice_in_dim(cache.key, key, slot, axis=3),
-        value=jax.lax.dynamic_update_slice_in_dim(cache.value, value, slot, axis=2),
+        key=cache.key.at[rows, :, :, slot].set(key, **written),
+        value=cache.value.at[rows, :, slot].set(value, **written),
     )
 
 
@@ -142,7 +148,7 @@ def attend(cache: LayerCache, query: jax.Array, visible: jax.Array) -> jax.Array
     Args:
       cache: keys and values, the new token's included.
       query: [rows, heads, head_dim]
-      visible: which slots hold a token of the row. [rows, slots] bool
+      visible: which slots hold a token that the new one sees. [rows, slots] bool
 
     Returns:
       [rows, heads, head_dim].

@@ -54,6 +54,8 @@ def _shrink(config: ConfigDict) -> None:
     config.rollout.group_size = 4
     config.rollout.max_new_tokens = 28
     config.rollout.segment_steps = 8
+    config.rollout.row_buckets = (8,)
+    config.rollout.cache_buckets = (64,)
     config.rollout.prompt_buckets = (48,)
     config.rollout.response_buckets = (28,)
     config.teacher.max_prompt_tokens = 96

@@ -175,7 +175,19 @@ FIELDS: tuple[Field, ...] = (
     Field("rollout.top_k", 0, "Sample among the k likeliest tokens; 0 is off.",
           "reference", at_least=0),
     Field("rollout.segment_steps", 128,
-          "Decoding steps between two looks at whether all responses are finished.",
+          "Most decoding steps between two looks at which responses are finished.",
+          "ours", may_change=True, at_least=1),
+    Field("rollout.max_rows", 0,
+          "Most responses decoded at once, in training and in evaluations; more wait for a free "
+          "row. 0 is problems_per_step x group_size.",
+          "ours", may_change=True, at_least=0),
+    Field("rollout.row_buckets", (16, 64),
+          "Smaller batches (rows), ascending, that the last responses move to as others finish; "
+          "() is none.",
+          "ours", may_change=True, at_least=1),
+    Field("rollout.cache_buckets", (1024, 2048, 4096),
+          "Lengths (tokens), ascending, that the caches of keys and values have before their full "
+          "one; () is none.",
           "ours", may_change=True, at_least=1),
     Field("rollout.prompt_buckets", (512, 1024, 2048),
           "Prompts are padded to the smallest of these lengths (tokens) that holds the batch's "
@@ -337,7 +349,7 @@ FIELDS: tuple[Field, ...] = (
     Field("evaluation.max_problems", 0, "Evaluate only the first so many problems; 0 is all.",
           "ours", may_change=True, at_least=0),
     Field("evaluation.problems_per_batch", 32,
-          "Problems sampled at the same time in an evaluation.",
+          "Problems between two appends to the file that the evaluate command writes.",
           "ours", may_change=True, at_least=1),
     Field("evaluation.samples", 16, "Samples per problem (k of mean@k).",
           "reference, reading S9", may_change=True, at_least=1),

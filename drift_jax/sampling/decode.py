@@ -24,7 +24,7 @@ from drift_jax import sharding
 from drift_jax.models import kv_cache, transformer
 from drift_jax.models.kv_cache import LayerCache
 from drift_jax.models.transformer import ModelConfig, Params
-from drift_jax.sampling.choose import choose
+from drift_jax.sampling.choose import Choice, choose
 from drift_jax.sampling.randomness import rollout_keys, token_uniforms
 
 MAX_STOP_TOKENS = 16
@@ -48,8 +48,7 @@ class DecodeState:
     clock: jax.Array  # scalar int32, the slot that the next token of every row goes to
     first: jax.Array  # [rows] int32, slot of the first token of the prompt
     start: jax.Array  # [rows] int32, slot of the first token of the response
-    hidden: jax.Array  # [rows, embed], final hidden state that the last token was drawn from
-    token: jax.Array  # [rows] int32, the last token, not in the caches yet
+    hidden: jax.Array  # [rows, embed], final hidden state of the last token
     alive: jax.Array  # [rows] bool; False: free, or finished
     keys: jax.Array  # [rows, 2] uint32, random stream of the row
 
@@ -67,7 +66,7 @@ class Controls:
 
 @struct.dataclass
 class Emitted:
-    """What a segment drew; column 0 is the first token of rows that just came in."""
+    """What a segment drew, a column a step."""
 
     live: jax.Array  # [columns, rows] bool, whether there is a token
     tokens: jax.Array  # [columns, rows] int32
@@ -162,7 +161,6 @@ def blank(
         first=jnp.zeros(rows, jnp.int32),
         start=jnp.zeros(rows, jnp.int32),
         hidden=jnp.zeros((rows, config.hidden_size), dtype),
-        token=jnp.zeros(rows, jnp.int32),
         alive=jnp.zeros(rows, bool),
         keys=jnp.zeros((rows, 2), jnp.uint32),
     )
@@ -233,7 +231,6 @@ def move(
         first=state.first[rows] - shift,
         start=state.start[rows] - shift,
         hidden=state.hidden[rows],
-        token=state.token[rows],
         alive=state.alive[rows] & keep,
         keys=state.keys[rows],
     )
@@ -254,7 +251,7 @@ def decode_segment(
     config: ModelConfig,
     mesh: Mesh | None = None,
 ) -> tuple[DecodeState, Emitted]:
-    """Draws the first token of rows that just came in, then up to `steps` tokens of every row.
+    """Draws up to `steps` tokens of every row.
 
     Ends sooner once `leave_at` rows or fewer are alive: the host then has better use for the rest.
 
@@ -262,48 +259,37 @@ def decode_segment(
       params: `unstacked` parameters.
       state: its buffers are reused.
       controls: sampling settings.
-      steps: scalar, less than `columns`; the caches have as much room behind the clock.
+      steps: scalar, at most `columns`; the caches have as much room behind the clock.
       leave_at: scalar.
       columns: room for tokens.
       config: the model's settings.
       mesh: as in `blank`.
     """
-    rows = state.token.shape[0]
+    rows = state.alive.shape[0]
     emitted = Emitted(
         live=jnp.zeros((columns, rows), bool),
         tokens=jnp.zeros((columns, rows), jnp.int32),
         log_probs=jnp.zeros((columns, rows), jnp.float32),
         entropies=jnp.zeros((columns, rows), jnp.float32),
     )
-    # [columns, rows, 2]; drawn at once, since a step of a small model takes no longer than this.
-    ages = state.clock - state.start + jnp.arange(columns)[:, None]
-    uniforms = jax.vmap(token_uniforms, in_axes=(None, 0))(state.keys, ages)
-    emit = functools.partial(_emit, params, controls, uniforms)
-    fresh = state.alive & (state.clock == state.start)
+    last = state.clock + steps
 
-    # Only what it changes goes through the branch: XLA might copy the caches.
-    def first_tokens() -> tuple[jax.Array, jax.Array, Emitted]:
-        new, written = emit(state, emitted, fresh, 0)
-        return new.token, new.alive, written
+    def unfinished(carry: tuple[DecodeState, Emitted]) -> jax.Array:
+        state, _ = carry
+        return (state.clock < last) & (state.alive.sum() > leave_at)
 
-    token, alive, emitted = jax.lax.cond(
-        fresh.any(), first_tokens, lambda: (state.token, state.alive, emitted)
-    )
-    state = dataclasses.replace(state, token=token, alive=alive)
+    def one_token(carry: tuple[DecodeState, Emitted]) -> tuple[DecodeState, Emitted]:
+        state, emitted = carry
+        column = state.clock - last + steps
+        choice, state = _draw(params, controls, state)
+        emitted = jax.tree.map(
+            lambda buffer, values: jax.lax.dynamic_update_index_in_dim(buffer, values, column, 0),
+            emitted,
+            Emitted(carry[0].alive, *choice),
+        )
+        return _advance(params, config, state, choice.token), emitted
 
-    def unfinished(carry: tuple[DecodeState, Emitted, jax.Array]) -> jax.Array:
-        state, _, column = carry
-        return (column < steps) & (state.alive.sum() > leave_at)
-
-    def one_token(
-        carry: tuple[DecodeState, Emitted, jax.Array],
-    ) -> tuple[DecodeState, Emitted, jax.Array]:
-        state, emitted, column = carry
-        state = _advance(params, config, state)
-        state, emitted = emit(state, emitted, state.alive, column + 1)
-        return state, emitted, column + 1
-
-    state, emitted, _ = jax.lax.while_loop(unfinished, one_token, (state, emitted, jnp.int32(0)))
+    state, emitted = jax.lax.while_loop(unfinished, one_token, (state, emitted))
     return _placed(state, mesh), emitted
 
 
@@ -313,48 +299,28 @@ def executables() -> int:
     return sum(function._cache_size() for function in compiled)
 
 
-def _emit(
-    params: Params,
-    controls: Controls,
-    uniforms: jax.Array,
-    state: DecodeState,
-    emitted: Emitted,
-    live: jax.Array,
-    column: jax.Array | int,
-) -> tuple[DecodeState, Emitted]:
-    """Draws a token of the `live` rows and writes it down. The stop token itself is kept."""
+def _draw(params: Params, controls: Controls, state: DecodeState) -> tuple[Choice, DecodeState]:
+    """The next token of every row; a row ends with its stop token or at the limit."""
     logits = jnp.matmul(
         state.hidden, transformer.output_head(params), preferred_element_type=jnp.float32
     )
+    age = state.clock - state.start
     choice = choose(
         logits,
-        uniforms[column],
+        token_uniforms(state.keys, age),
         temperature=controls.temperature,
         top_p=controls.top_p,
         top_k=controls.top_k,
     )
-
-    def write(buffer: jax.Array, values: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(buffer, values, column, axis=0)
-
-    emitted = Emitted(
-        live=write(emitted.live, live),
-        tokens=write(emitted.tokens, choice.token),
-        log_probs=write(emitted.log_probs, choice.log_prob),
-        entropies=write(emitted.entropies, choice.entropy),
-    )
     stopped = (choice.token[:, None] == controls.stop_tokens).any(axis=-1)
-    full = state.clock - state.start + 1 >= controls.limit
-    state = dataclasses.replace(
-        state,
-        token=jnp.where(live, choice.token, state.token),
-        alive=state.alive & ~(live & (stopped | full)),
-    )
-    return state, emitted
+    alive = state.alive & ~stopped & (age + 1 < controls.limit)
+    return choice, dataclasses.replace(state, alive=alive)
 
 
-def _advance(params: Params, config: ModelConfig, state: DecodeState) -> DecodeState:
-    """Runs the last token of every row through the model."""
+def _advance(
+    params: Params, config: ModelConfig, state: DecodeState, token: jax.Array
+) -> DecodeState:
+    """Runs one token of every row through the model."""
     slot = state.clock
     angles = transformer.angles_by_type(slot - state.first, config)
     slots = state.caches[0].slots
@@ -362,7 +328,7 @@ def _advance(params: Params, config: ModelConfig, state: DecodeState) -> DecodeS
         kind: kv_cache.visible_slots(state.first, slot, slots, config.window(kind))
         for kind in angles
     }
-    x = params["embed_tokens"][state.token]
+    x = params["embed_tokens"][token]
     caches: list[LayerCache] = []
     for layer, (weights, cache) in enumerate(zip(params["layers"], state.caches, strict=True)):
         kind = config.layer_type(layer)

@@ -30,7 +30,13 @@ class Precompiled:
     """What `Sampler.precompile` did."""
 
     executables: int
-    seconds: float
+    seconds: float  # wall-clock time
+
+    def __add__(self, other: "Precompiled") -> "Precompiled":
+        return Precompiled(self.executables + other.executables, self.seconds + other.seconds)
+
+    def __str__(self) -> str:
+        return f"{self.executables} executables in {self.seconds:.1f} s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +141,11 @@ class Sampler:
           max_new_tokens: as in the calls.
         """
         begin, before = time.perf_counter(), decode.executables()
-        for count in sorted(set(problems)):
+        walks = set()
+        for count in problems:
             shapes = self._shapes(count, group_size, max_new_tokens)
-            sizes = schedule.chunk_sizes(shapes, count, len(self.prompt_buckets))
+            walks.add((shapes, schedule.chunk_sizes(shapes, count, len(self.prompt_buckets))))
+        for shapes, sizes in sorted(walks):
             for width in self.prompt_buckets:
                 _Batch(self, params, shapes, width, max_new_tokens).compile(width, sizes)
         return Precompiled(decode.executables() - before, time.perf_counter() - begin)
@@ -299,7 +307,7 @@ class _Batch:
             controls,
             np.int32(steps),
             np.int32(leave_at),
-            columns=self._sampler.segment_steps + 1,
+            columns=self._sampler.segment_steps,
             config=self._sampler.config,
             mesh=self._sampler.mesh,
         )

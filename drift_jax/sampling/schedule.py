@@ -18,7 +18,7 @@ from drift_jax.types import Rollouts
 REFILL = 1 / 8
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class Shapes:
     """What one call may compile.
 
@@ -99,7 +99,7 @@ def chunk_sizes(shapes: Shapes, problems: int, prompt_buckets: int) -> tuple[int
     """The numbers of prompts that a call may prefill together."""
     small, large = shapes.chunks
     at_once = not shapes.queued and prompt_buckets == 1 and 2 * problems >= large
-    return (large,) if at_once else tuple({small, large})
+    return (large,) if at_once else tuple(sorted({small, large}))
 
 
 def nobody(size: int, width: int) -> Chunk:
@@ -249,4 +249,4 @@ class Table:
         results.finished[at[0]] |= stopped
         ended = stopped | (at[1] + 1 == results.tokens.shape[1])
         self.owner[row[ended]] = -1
-        self.clock += int(column.max(initial=0))
+        self.clock += int(column.max(initial=-1)) + 1

@@ -191,7 +191,7 @@ class _Batch:
         self._shapes = shapes
         self._limit = limit
         self._params = decode.unstacked(params, config=sampler.config, dtype=sampler.dtype)
-        slots = shapes.slots_for(width + min(limit, sampler.segment_steps))
+        slots = shapes.slots_for(width + sampler.segment_steps)
         self.table = Table.blank(shapes.rows[-1], width, slots)
         self._state: DecodeState = decode.blank(
             self._params,

@@ -44,6 +44,7 @@ class Field:
       choices: the allowed words; empty for any.
       at_least, at_most: inclusive range of a number, or of each member of a tuple.
       positive: whether the number must be larger than zero.
+      may_be_empty: whether a tuple may have no member.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Field:
     at_least: float | None = None
     at_most: float | None = None
     positive: bool = False
+    may_be_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -184,11 +186,11 @@ FIELDS: tuple[Field, ...] = (
     Field("rollout.row_buckets", (16, 64),
           "Smaller batches (rows), ascending, that the last responses move to as others finish; "
           "() is none.",
-          "ours", may_change=True, at_least=1),
+          "ours", may_change=True, at_least=1, may_be_empty=True),
     Field("rollout.cache_buckets", (1024, 2048, 4096),
           "Lengths (tokens), ascending, that the caches of keys and values have before their full "
           "one; () is none.",
-          "ours", may_change=True, at_least=1),
+          "ours", may_change=True, at_least=1, may_be_empty=True),
     Field("rollout.prompt_buckets", (512, 1024, 2048),
           "Prompts are padded to the smallest of these lengths (tokens) that holds the batch's "
           "longest.",
@@ -663,7 +665,8 @@ def _expected_range(field: Field, value: float) -> str | None:
 
 def _check_buckets(field: Field, value: Any) -> None:
     lengths = list(value)
-    good = bool(lengths) and all(isinstance(length, int) and length > 0 for length in lengths)
+    good = all(isinstance(length, int) and length > 0 for length in lengths)
+    good = good and (bool(lengths) or field.may_be_empty)
     if not good or sorted(set(lengths)) != lengths:
         raise ConfigError(
             f"{field.name} is {tuple(lengths)}, expected positive lengths in rising order;"

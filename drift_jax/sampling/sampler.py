@@ -123,7 +123,7 @@ class Sampler:
         while queue or len(batch.table.busy):
             while queue and len(batch.table.free) >= min(shapes.refill, len(queue)):
                 batch.admit(queue.take(len(batch.table.free), shapes.chunks), stream, group_size)
-            batch.make_room(queue.width, shapes.queued)
+            batch.make_room(queue.width)
             batch.run_segment(controls, waiting=len(queue), results=results, stop_tokens=stops)
             if not queue:
                 batch.step_down()
@@ -214,22 +214,20 @@ class _Batch:
             self._state, prefilled, *self._put(rows), mesh=self._sampler.mesh
         )
 
-    def make_room(self, width: int, queued: bool) -> None:
+    def make_room(self, width: int) -> None:
         """Shifts out what nobody needs and lengthens the caches, if they are full.
 
         Args:
-          width: slots that must remain before the clock, for the next prompt.
-          queued: whether the call had rollouts waiting; only then rows of different ages are
-            together, so that shifting gains much.
+          width: slots that must remain before the clock, for the next prompt; 0 if none waits.
         """
-        table, shapes = self.table, self._shapes
-        steps = min(self._sampler.segment_steps, self._limit)
+        table, shapes, steps = self.table, self._shapes, self._sampler.segment_steps
         shift = table.shift(width)
         shorter = shapes.next_slots(table.slots, -1)
         if width and shorter < table.slots and table.clock - shift + steps <= shorter:
             self._move(len(table.owner), shift, shorter)
         elif table.clock == table.slots:
-            enough = queued and 2 * shift >= steps
+            # Rows of different ages leave much to shift out, rows that began together little.
+            enough = shapes.queued and 2 * shift >= min(steps, self._limit)
             longer = table.slots if enough else shapes.next_slots(table.slots, 1)
             self._move(len(table.owner), shift, longer)
 

@@ -49,8 +49,9 @@ setup(
         "gguf": ["gguf>=0.17"],  # prepare --model: weights that are stored in GGUF files
         "parquet": ["pyarrow>=16"],  # prepare --task=tooluse from the hub
         "notebooks": ["ipykernel>=6.29", "jupyterlab>=4", "matplotlib>=3.9", "nbclient>=0.10"],
+        "report": ["matplotlib>=3.9"],  # figures of compare and report
         # PyTorch only regenerates golden logits. Its default wheels bring CUDA: on a machine
-        # without a GPU install a CPU build of torch first.
+        # without a GPU install a CPU build of torch first, as PARITY=1 ./launch/test.sh does.
         "parity": ["torch>=2.6"],
         "serve": [
             "google-jetstream==0.2.2",  # `jetstream` on its own is an unrelated package
@@ -63,7 +64,9 @@ setup(
             "gguf>=0.17",
             "hypothesis>=6.100",
             "import-linter>=2.13",
+            "matplotlib>=3.9",
             "mypy>=1.15",
+            "pyarrow>=16",  # the tests of the extra `parquet`
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.12",

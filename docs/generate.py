@@ -2,16 +2,21 @@
 
     python docs/generate.py
 
-docs/CONFIG.md, docs/METHODS.md, and the metrics table between its two markers in README.md.
+docs/CONFIG.md, docs/METHODS.md, the metrics table between its two markers in README.md, and the
+table of docs/COMPARE.md from the records in docs/results/compare_example.
 `tests/test_docs.py` fails where they differ from the code.
 """
 
+import json
 import pathlib
 
-from drift_jax import config, methods, metrics
+from drift_jax import config, methods, metrics, record
+from drift_jax.comparison import table
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 START, END = "<!-- metrics -->", "<!-- end of metrics -->"
+TABLE_START, TABLE_END = "<!-- table -->", "<!-- end of table -->"
+EXAMPLE = ROOT / "docs" / "results" / "compare_example"
 
 
 def pages() -> dict[pathlib.Path, str]:
@@ -31,8 +36,20 @@ def pages() -> dict[pathlib.Path, str]:
     return {
         ROOT / "README.md": f"{before}{START}\n\n{metrics.table()}\n\n{END}{after}",
         ROOT / "docs" / "CONFIG.md": f"{fields}{config.describe()}\n",
+        ROOT / "docs" / "COMPARE.md": compare_page(),
         ROOT / "docs" / "METHODS.md": f"{made}```\n{methods.table().rstrip()}\n```\n",
     }
+
+
+def compare_page() -> str:
+    """docs/COMPARE.md with the table that the records of the example make."""
+    page = (ROOT / "docs" / "COMPARE.md").read_text(encoding="utf-8")
+    before, _, rest = page.partition(TABLE_START)
+    after = rest.partition(TABLE_END)[2]
+    settings = json.loads((EXAMPLE / "table.json").read_text(encoding="utf-8"))
+    records = [record.read(file) for file in sorted((EXAMPLE / "raw").glob("*.json"))]
+    made = table.make(records, level=settings["level"], order=settings["methods"])
+    return f"{before}{TABLE_START}\n\n{made.markdown}\n\n{TABLE_END}{after}"
 
 
 if __name__ == "__main__":

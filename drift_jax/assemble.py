@@ -12,18 +12,24 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from drift_jax import batching, models, optimizer, sharding, update
+from drift_jax import batching, checkpoint, difficulty, models, optimizer, replay, sharding, update
 from drift_jax import config as configs
 from drift_jax.buffer import SuccessBuffer
 from drift_jax.config import ConfigError
 from drift_jax.data import prompting, source, toolcalls_tokenizer
+from drift_jax.decayed_counts import DecayedCounts
 from drift_jax.decision import Decision, Rules, Stage
 from drift_jax.difficulty import PassRates
+from drift_jax.grading import Answers, Grader
 from drift_jax.losses.divergence import Divergence
-from drift_jax.memory import Memory
+from drift_jax.losses.policy_gradient import group_advantages
+from drift_jax.memory import Memory, draws
 from drift_jax.models import transformer
 from drift_jax.models.transformer import ModelConfig, Params
+from drift_jax.replay import Replayed
+from drift_jax.rewards.pool import RewardPool
 from drift_jax.sampling import Sampler
+from drift_jax.teacher_schedule import TeacherSchedule
 from drift_jax.types import Problem, Rollouts
 
 PACKAGED_MODELS = ("quickstart_base",)
@@ -74,10 +80,29 @@ def open_problems(config: Any, tokenizer: Any, split: str) -> tuple[list[Problem
             split,
             path=config.data.path,
             world_seed=config.data.world_seed,
+            instructions=config.data.instructions,
             validation_fraction=config.data.validation_fraction,
+            own=bool(config.data.rewards),
         )
         return prompting.drop_long(
             problems, tokenizer, config.data.max_prompt_tokens, thinking=config.data.thinking
+        )
+
+
+def open_grader(config: Any) -> Grader:
+    """The task's own verifier, or the user's reward function in its pool of processes.
+
+    Raises:
+      ConfigError: if there is no such function.
+    """
+    section = config.data
+    if not section.rewards:
+        return Grader()
+    with boundary():
+        return Grader(
+            RewardPool(
+                section.rewards, workers=section.reward_workers, timeout=section.reward_timeout
+            )
         )
 
 
@@ -89,6 +114,7 @@ def check_teacher_prompts(config: Any, tokenizer: Any, problems: Sequence[Proble
                 tokenizer,
                 max(problems, key=lambda problem: len(problem.messages[-1]["content"])),
                 demonstration="",
+                feedback=None if config.teacher.feedback == "none" else "",
                 max_tokens=config.teacher.max_prompt_tokens,
                 thinking=config.data.thinking,
             )
@@ -110,6 +136,17 @@ def open_model(config: Any, tokenizer: Any, mesh: Mesh) -> tuple[ModelConfig, Pa
     shardings = parameter_shardings(model, mesh)
     create = jax.jit(transformer.init, static_argnums=0, out_shardings=shardings)
     return model, create(model, jax.random.key(config.seed))
+
+
+def describe_base(params: Params) -> dict[str, Any]:
+    """What identifies base weights, and how many of them a token is multiplied with.
+
+    An untied embedding is looked up, not multiplied with.
+    """
+    sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(params[name])) for name in params}
+    if "lm_head" in sizes:
+        del sizes["embed_tokens"]
+    return {"fingerprint": checkpoint.fingerprint(params), "parameters": sum(sizes.values())}
 
 
 def compute_dtype(config: Any) -> jnp.dtype | None:
@@ -145,6 +182,9 @@ def make_optimizer(config: Any) -> optax.GradientTransformation:
         eps=section.eps,
         weight_decay=section.weight_decay,
         clip_norm=section.clip_norm,
+        information_scale=section.information_scale,
+        information_max=section.information_max,
+        information_floor=section.information_floor,
     )
 
 
@@ -152,13 +192,32 @@ def loss_settings(config: Any) -> update.LossSettings:
     """The constants of the loss, from the `objective` and `rhythm` sections."""
     section, rhythm = config.objective, config.rhythm
     return update.LossSettings(
-        divergence=Divergence(section.divergence, section.alpha, section.top_k, section.rest),
+        divergence=Divergence(
+            section.divergence,
+            section.alpha,
+            section.top_k,
+            section.rest,
+            section.support,
+            section.pointwise_cap,
+        ),
         clip_low=section.clip_low,
         clip_high=section.clip_high,
         dual_clip=section.dual_clip or None,
         aggregation=section.aggregation,
         policy_scale=section.policy_scale,
         distill_scale=section.distill_scale,
+        token_weight=section.token_weight,
+        reshape_scale=section.reshape_scale,
+        reshape_decay_steps=section.reshape_decay_steps,
+        reshape_clip=section.reshape_clip,
+        distill_token_weight=section.distill_token_weight,
+        entropy_beta=section.entropy_beta,
+        credit=section.credit,
+        distill_ratio_cap=section.distill_ratio_cap,
+        sampler_correction_cap=section.sampler_correction_cap,
+        trust_region=trust_region(config),
+        gate=rhythm.gate,
+        bonus=rhythm.bonus,
         window=rhythm.window,
         gate_sharpness=rhythm.gate_sharpness,
         structure_scale=rhythm.structure_scale,
@@ -201,13 +260,20 @@ def make_update(config: Any, model: ModelConfig, state: update.TrainState) -> up
         compute=compute(config),
         optimizer=make_optimizer(config),
         learning_rate=learning_rate(config),
+        mini_batches=config.optimizer.mini_batches,
         placement=placement(state),
     )
 
 
-def teacher_rate(config: Any) -> float:
-    """Share of the new student that enters the self-teacher in a step."""
-    return config.teacher.rate if config.teacher.update_rule == "ema" else 0.0
+def trust_region(config: Any) -> float:
+    """Share of the current student in the teacher's logits."""
+    return config.teacher.rate if config.teacher.update_rule == "trust_region" else 0.0
+
+
+def rows_at_once(config: Any, rows: int) -> int:
+    """Rows of a micro-batch, which never reaches over the end of a mini-batch."""
+    mini_batch = rows // config.optimizer.mini_batches
+    return min(config.compute.micro_batch or mini_batch, mini_batch)
 
 
 def placement(state: update.TrainState) -> update.TrainState:
@@ -279,12 +345,38 @@ def parameter_shardings(model: ModelConfig, mesh: Mesh) -> Params:
     )
 
 
-def make_memory(config: Any) -> Memory:
-    """Empty pass rates and success buffer."""
+def make_memory(config: Any, *, warmup_steps: int = 0) -> Memory:
+    """Empty pass rates and success buffer, and a teacher that is still the initial model."""
     return Memory(
-        PassRates(config.difficulty.pass_rate_decay),
-        SuccessBuffer(config.buffer.capacity, on_tie=config.buffer.on_tie),
+        _ESTIMATES[config.difficulty.estimate](config.difficulty),
+        SuccessBuffer(
+            config.buffer.capacity,
+            config.buffer.on_tie,
+            draw=config.buffer.draw,
+            max_problems=config.buffer.max_problems,
+        ),
+        schedule=TeacherSchedule(
+            config.teacher.update_rule,
+            rate=config.teacher.rate,
+            copy_every=config.teacher.copy_every,
+            check_every=config.teacher.check_every,
+            min_steps=config.teacher.min_steps,
+            window=config.teacher.window,
+            reward_gain=config.teacher.reward_gain,
+            length_ratio=config.teacher.length_ratio,
+        ),
+        reset_every=config.difficulty.reset_every,
+        reset_after=warmup_steps,
     )
+
+
+# The configuration's `estimate` of a pass rate, from its section.
+_ESTIMATES: dict[str, Callable[[Any], PassRates | DecayedCounts]] = {
+    "smoothed": lambda section: PassRates(section.pass_rate_decay),
+    "beta": lambda section: DecayedCounts(
+        section.count_decay, section.prior_count, section.shrink_count
+    ),
+}
 
 
 def stages(config: Any) -> tuple[Stage, Stage]:
@@ -305,7 +397,60 @@ def rules(config: Any) -> Rules:
         reward_tolerance=config.teacher.reward_tolerance,
         fallback_above={"threshold": None, "positive": 0.0}[config.buffer.group_success],
         every_sign=config.rhythm.every_sign,
+        easy_distill_weight=section.easy_distill_weight,
+        medium_distill_weight=section.medium_distill_weight,
+        hard_distill_weight=section.hard_distill_weight,
+        bins=section.bins,
+        softness=section.softness,
+        question_weight=section.question_weight,
+        question_exponent=section.question_exponent,
+        feedback=config.teacher.feedback,
+        weighted_rows=config.objective.weighted_rows,
+        normaliser_rows=config.objective.normaliser_rows,
     )
+
+
+REPLAY = 1  # the purpose of a buffer draw that joins a group, see `memory.draws`
+
+
+def replayed(
+    config: Any, tokenizer: Any, buffer: SuccessBuffer, ids: Sequence[str], step: int, usable: bool
+) -> Replayed:
+    """Stored successes that join the groups of a step (RLEP); empty places while not `usable`."""
+    if not usable:
+        return replay.nothing(len(ids), config.buffer.group_members)
+    return replay.draw(
+        ids,
+        buffer,
+        members=config.buffer.group_members,
+        max_tokens=config.rollout.max_new_tokens,
+        encode=lambda text: prompting.encode_response(tokenizer, text),
+        rng_for=draws(config.seed, step, REPLAY),
+    )
+
+
+def advantages(config: Any, answers: Answers, joined: Replayed) -> np.ndarray:
+    """A over the members of each group, or over its successes alone, weighed. [problem, member]"""
+    rewards, counted = joined.joined_rewards(answers.rewards)
+    successes = rewards >= config.difficulty.success_threshold
+    if config.objective.advantage_over == "successes":
+        counted &= successes
+    values = np.asarray(
+        group_advantages(
+            rewards,
+            scale_by_std=config.objective.scale_by_std,
+            counted=None if counted.all() else counted,
+        )
+    )
+    fresh = successes[:, : answers.rewards.shape[1]]
+    return values * _ADVANTAGE_WEIGHTS[config.objective.advantage_weight](values, fresh)
+
+
+# The configuration's `advantage_weight`: (advantages, which rollouts succeeded) -> factors.
+_ADVANTAGE_WEIGHTS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray | float]] = {
+    "none": lambda values, correct: 1.0,
+    "lead": difficulty.lead_weights,
+}
 
 
 def make_batch(
@@ -317,35 +462,47 @@ def make_batch(
     decision: Decision,
 ) -> batching.Batch:
     """The step's samples with their teachers' contexts, padded and split into micro-batches."""
-    teacher_prompts: list[np.ndarray | None] | None = None
-    if configs.needs_teacher(config):
-        rendered: dict[tuple[int, str], np.ndarray] = {}  # a sibling teaches several samples
-        teacher_prompts = []
-        for (row, column), wanted in np.ndenumerate(decision.needs_teacher):
-            text = decision.choice.text[row][column]
-            if not wanted or text is None:
-                teacher_prompts.append(None)
-                continue
-            if (row, text) not in rendered:
-                rendered[row, text] = prompting.render_teacher(
-                    tokenizer,
-                    problems[row],
-                    text,
-                    max_tokens=config.teacher.max_prompt_tokens,
-                    thinking=config.data.thinking,
-                    remove_thinking=config.teacher.remove_thinking,
-                )
-            teacher_prompts.append(rendered[row, text])
+    joined = decision.replayed.joined(rollouts)
     return batching.make(
         prompts,
-        rollouts,
-        teacher_prompts,
+        joined,
+        _teacher_prompts(config, tokenizer, problems, decision),
         advantages=decision.advantages,
         policy_weight=decision.policy_weight,
         distill_weight=decision.distill_weight,
         gate=decision.gate,
+        policy_rows=decision.policy_rows,
+        distill_rows=decision.distill_rows,
+        fresh=decision.fresh,
         prompt_buckets=config.rollout.prompt_buckets,
         teacher_buckets=config.teacher.prompt_buckets,
         response_buckets=config.rollout.response_buckets,
-        micro_batch=config.compute.micro_batch,
+        micro_batch=rows_at_once(config, len(joined.tokens)),
     )
+
+
+def _teacher_prompts(
+    config: Any, tokenizer: Any, problems: Sequence[Problem], decision: Decision
+) -> list[np.ndarray | None] | None:
+    """The teacher's prompt of every member that needs one; None where no teacher is ever run."""
+    if not configs.needs_teacher(config):
+        return None
+    rendered: dict[tuple[int, str | None, str | None], np.ndarray] = {}
+    prompts: list[np.ndarray | None] = []
+    for (row, column), wanted in np.ndenumerate(decision.needs_teacher):
+        if not wanted:
+            prompts.append(None)
+            continue
+        shown = decision.choice.text[row][column], decision.choice.feedback[row][column]
+        if (row, *shown) not in rendered:  # a sibling teaches several samples
+            rendered[row, *shown] = prompting.render_teacher(
+                tokenizer,
+                problems[row],
+                shown[0],
+                feedback=shown[1],
+                max_tokens=config.teacher.max_prompt_tokens,
+                thinking=config.data.thinking,
+                remove_thinking=config.teacher.remove_thinking,
+            )
+        prompts.append(rendered[row, *shown])
+    return prompts

@@ -58,14 +58,32 @@ _TIES = {
 }
 
 
-def is_usable(step: int, *, steps_per_epoch: int, fill_epochs: int = 1) -> bool:
-    """Whether the buffer may teach in a step, or is only filled (DRIFT Eqs. 18-19).
+def is_usable(
+    step: int, *, steps_per_epoch: int, fill_epochs: int = 1, fill_steps: int = 0
+) -> bool:
+    """Whether the buffer may be read in a step, or is only filled (DRIFT Eqs. 18-19).
 
-    For the first `fill_epochs` epochs, k, the buffer is only filled. Steps and epochs are counted
-    from 1. As every problem occurs once an epoch, k = 1 means as soon as there can be anything.
+    For the first `fill_epochs` epochs, k, and the first `fill_steps` steps the buffer is only
+    filled; the later of the two counts. Steps and epochs are counted from 1. As every problem
+    occurs once an epoch, k = 1 means as soon as there can be anything.
     """
     epoch = (step - 1) // steps_per_epoch + 1
-    return epoch > fill_epochs
+    return epoch > fill_epochs and step > fill_steps
+
+
+def _uniform(entries: list[Entry], rng: np.random.Generator) -> Entry:
+    return entries[int(rng.integers(len(entries)))]
+
+
+def _top(entries: list[Entry], rng: np.random.Generator) -> Entry:
+    return max(entries, key=lambda entry: (entry.reward, entry.step))  # of equals the first offered
+
+
+# The configuration's `draw`: which of the entries that may be drawn.
+_DRAWS: dict[str, Callable[[list[Entry], np.random.Generator], Entry]] = {
+    "uniform": _uniform,
+    "top": _top,
+}
 
 
 class SuccessBuffer:
@@ -77,15 +95,32 @@ class SuccessBuffer:
         "keep" is Eq. 22 as printed (strictly higher replaces); with rewards of 0 and 1 a buffer
         then freezes at its first `capacity` successes. "newest" replaces an entry of an earlier
         step, "shortest" a longer one.
+      draw: which entry is drawn: "uniform" is Eq. 20; "top", of the authors' release, is the one
+        with the highest reward, of these the newest, of these the first that was offered.
+      max_problems: problems with entries; when there are more, the one whose best entry has the
+        lowest reward, of these the oldest, is forgotten. 0 keeps all.
     """
 
-    def __init__(self, capacity: int = 3, on_tie: str = "keep") -> None:
+    def __init__(
+        self,
+        capacity: int = 3,
+        on_tie: str = "keep",
+        *,
+        draw: str = "uniform",
+        max_problems: int = 0,
+    ) -> None:
         if capacity < 0:
             raise ValueError(f"buffer capacity is {capacity}; use 0 (off) or a positive number")
         if on_tie not in _TIES:
             raise ValueError(f"buffer on_tie is {on_tie!r}; use one of {', '.join(_TIES)}")
+        if draw not in _DRAWS:
+            raise ValueError(f"buffer draw is {draw!r}; use one of {', '.join(_DRAWS)}")
+        if max_problems < 0:
+            raise ValueError(f"buffer max_problems is {max_problems}; use 0 (all) or more")
         self.capacity = capacity
         self.on_tie = on_tie
+        self.draw = draw
+        self.max_problems = max_problems
         self._entries: dict[str, list[Entry]] = {}
         self._replaced = 0
 
@@ -128,7 +163,8 @@ class SuccessBuffer:
                 return _renew(stored, old, new)
         if len(stored) < self.capacity:
             stored.append(new)
-            return True
+            self._forget_surplus()
+            return problem_id in self._entries
         tie = _TIES[self.on_tie]
         lowest = min(stored, key=lambda entry: (entry.reward, tie.weakest_first(entry)))
         if new.reward > lowest.reward or (new.reward == lowest.reward and tie.wins(new, lowest)):
@@ -141,7 +177,7 @@ class SuccessBuffer:
     def sample(
         self, problem_id: str, rng: np.random.Generator, *, exclude: Collection[str] = ()
     ) -> Entry | None:
-        """Draws one success of a problem, each with the same probability (DRIFT Eq. 20).
+        """Draws one success of a problem, each with equal probability (DRIFT Eq. 20), or the top.
 
         Args:
           problem_id: persistent id.
@@ -153,7 +189,7 @@ class SuccessBuffer:
         """
         excluded = set(exclude)
         left = [entry for entry in self.entries(problem_id) if entry.response not in excluded]
-        return left[int(rng.integers(len(left)))] if left else None
+        return _DRAWS[self.draw](left, rng) if left else None
 
     def entries(self, problem_id: str) -> tuple[Entry, ...]:
         """The stored successes of a problem, oldest first."""
@@ -199,13 +235,14 @@ class SuccessBuffer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replaces the content by that of `state_dict`.
 
-        Capacity and `on_tie` are settings, not state. A state with more entries than this buffer
-        may hold (a run that goes on with a smaller capacity) is offered entry by entry.
+        Capacity, `on_tie`, `draw` and `max_problems` are settings, not state. A state with more
+        entries than this buffer may hold (a run that goes on with a smaller capacity) is offered
+        entry by entry.
 
         Raises:
           ValueError: the state is not one that `state_dict` gives; the buffer is left untouched.
         """
-        loaded = SuccessBuffer(self.capacity, self.on_tie)
+        loaded = SuccessBuffer(self.capacity, self.on_tie, max_problems=self.max_problems)
         try:
             for problem_id, stored in state["problems"].items():
                 for fields in stored:
@@ -214,6 +251,15 @@ class SuccessBuffer:
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not the state of a success buffer: {error!r}") from error
         self._entries, self._replaced = loaded._entries, replaced
+
+    def _forget_surplus(self) -> None:
+        """Drops the problem whose best entry ranks lowest if there is one too many."""
+        if 0 < self.max_problems < len(self._entries):
+            best = {
+                problem_id: max((entry.reward, entry.step) for entry in stored)
+                for problem_id, stored in self._entries.items()
+            }
+            del self._entries[min(best, key=best.__getitem__)]
 
     def _offer(self, problem_id: str, entry: Entry) -> None:
         if not isinstance(entry.response, str):

@@ -435,6 +435,12 @@ def _rank(metrics: Mapping[str, float | None]) -> float:
 # ---- checksums ----------------------------------------------------------------------------------
 
 
+def fingerprint(tree: State) -> str:
+    """SHA-256 over names, shapes, types and checksums of all arrays; the same on any sharding."""
+    checksums = {path: int(value) for path, value in _named(_checksums(tree)).items()}
+    return _sha256(json.dumps([_signature(tree), checksums], sort_keys=True))
+
+
 @jax.jit
 def _checksums(state: State) -> State:
     """A number for each array that any single changed element changes; the same on any sharding.

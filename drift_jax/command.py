@@ -14,6 +14,7 @@ from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from drift_jax import config as configs
+from drift_jax.grading import RewardsFailed
 
 EXIT_BAD_INPUT = 2
 
@@ -84,6 +85,9 @@ def run(main: Callable[[Any], None], usage: str) -> None:
             main(_CONFIG.value)
         except configs.ConfigError as error:
             raise refuse(error) from None
+        except RewardsFailed as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
 
     tune_cpu()
     app.run(guarded, flags_parser=parse)

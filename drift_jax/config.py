@@ -97,15 +97,18 @@ def _stage(
               "the shortest; or the first success.",
               source, choices=("highest_entropy", "shortest", "first")),
         Field(f"{name}.use_difficulty", use_difficulty,
-              f"{title}: multiply the policy term of correct samples by gamma; False is gamma = 1.",
+              f"{title}: multiply the policy term of correct samples by gamma, and the "
+              "distillation of wrong ones by the difficulty.*_distill_weight; False is 1 for both.",
               source),
         Field(f"{name}.use_rhythm", use_rhythm,
-              f"{title}: weigh the tokens of correct samples of medium problems by Eq. 16.",
+              f"{title}: weigh the tokens of the policy term in the rows that "
+              "objective.weighted_rows names (Eq. 16).",
               "paper 3.3, reading R17"),
         Field(f"{name}.no_teacher", "mask",
-              f"{title}: a wrong sample without a teacher gets nothing (mask), or the policy term "
-              "with weight 1 (policy).",
-              "reading L1", choices=("mask", "policy")),
+              f"{title}: a wrong sample without a teacher keeps policy_wrong (mask), or gets the "
+              "policy term with weight 1 (policy); unweighted also leaves out gamma where a "
+              "correct one has none.",
+              "reading L1", choices=("mask", "policy", "unweighted")),
     )
 
 
@@ -115,7 +118,8 @@ FIELDS: tuple[Field, ...] = (
           "Seed of everything random: data order, sampling, buffer draws, random weights.",
           "ours", at_least=0, at_most=2**32 - 1),
     Field("task", "toolcalls",
-          "Task: problems, prompt and grader. toolcalls is generated; others are files.", "ours"),
+          "Task: problems, prompt and grader. toolcalls is generated; others are files. With "
+          "data.rewards any name: that of the folder with your files.", "ours"),
     Field("method", "drift",
           "Name of the method whose values were applied; for the reader, no code looks at it.",
           "ours", may_change=True),
@@ -124,12 +128,26 @@ FIELDS: tuple[Field, ...] = (
           "ours", may_change=True),
     Field("data.world_seed", 0,
           "Seed of the generated world (functions, hidden formats, problems).", "ours", at_least=0),
+    Field("data.instructions", False,
+          "toolcalls: a system turn says what a response looks like, for a model that has had no "
+          "warm start on the task; unused by other tasks.",
+          "ours"),
     Field("data.validation_fraction", 0.0,
-          "Share of the training problems held back for validation, chosen by a hash of the id.",
-          "ours", at_least=0, at_most=0.9),
+          "Share of the training problems held back for validation, chosen by a hash of the id "
+          "(toolcalls has such problems anyway). Above 0, evaluations ask them too, and the best "
+          "step is chosen there; 0 is the paper's protocol.", "ours", at_least=0, at_most=0.9),
     Field("data.max_prompt_tokens", 2048,
           "Longer prompts (after the chat template, in tokens) are dropped and counted.",
           "reference, reading S7", at_least=1),
+    Field("data.rewards", "",
+          "Your reward function, (response, answer) -> number or Score: file.py:function or "
+          "module:function, called in a pool of processes. Empty is the task's own grader.",
+          "ours"),
+    Field("data.reward_workers", 4, "Processes that call data.rewards.",
+          "ours", may_change=True, at_least=1),
+    Field("data.reward_timeout", 10.0,
+          "Seconds that a call of data.rewards may take; then it is killed and has reward 0.",
+          "ours", may_change=True, positive=True),
     Field("data.thinking", False,
           "Let the chat template open a thinking block (Qwen3's enable_thinking).",
           "reference, reading S7"),
@@ -180,8 +198,8 @@ FIELDS: tuple[Field, ...] = (
           "Most decoding steps between two looks at which responses are finished.",
           "ours", may_change=True, at_least=1),
     Field("rollout.max_rows", 0,
-          "Most responses decoded at once, in training and in evaluations; more wait for a free "
-          "row. 0 is problems_per_step x group_size.",
+          "Most rows decoded at once, in training and in evaluation; more responses wait for a "
+          "free one. 0 is all rows of a step. No effect on the result but for rounding.",
           "ours", may_change=True, at_least=0),
     Field("rollout.row_buckets", (16, 64),
           "Smaller batches (rows), ascending, that the last responses move to as others finish; "
@@ -191,6 +209,10 @@ FIELDS: tuple[Field, ...] = (
           "Lengths (tokens), ascending, that the caches of keys and values have before their full "
           "one; () is none.",
           "ours", may_change=True, at_least=1, may_be_empty=True),
+    Field("rollout.precompile", True,
+          "Compile all shapes of the sampler before the first step, or (False) each when it is "
+          "first met.",
+          "ours", may_change=True),
     Field("rollout.prompt_buckets", (512, 1024, 2048),
           "Prompts are padded to the smallest of these lengths (tokens) that holds the batch's "
           "longest.",
@@ -198,9 +220,31 @@ FIELDS: tuple[Field, ...] = (
     Field("rollout.response_buckets", (1024, 2048, 4096, 8192), "The same for responses.",
           "ours", at_least=1),
     # ---- difficulty routing
+    Field("difficulty.estimate", "smoothed",
+          "Pass rate of a problem over its visits: smoothed (Eq. 8), or decayed counts of "
+          "successes and failures behind a Beta prior (beta).",
+          "paper Eq. 8, reading D4", choices=("smoothed", "beta")),
     Field("difficulty.pass_rate_decay", 0.5,
           "Weight of the past in the smoothed pass rate, per visit (alpha of Eq. 8).",
           "paper Eq. 8, reading D2", at_least=0, at_most=1),
+    Field("difficulty.count_decay", 0.85,
+          "estimate=beta: what a training step leaves of a count since the last visit.",
+          "ours (the authors' release)", at_least=0, at_most=1),
+    Field("difficulty.prior_count", 1.0,
+          "estimate=beta: pseudo-counts of a success and of a failure each.",
+          "ours (the authors' release)", at_least=0),
+    Field("difficulty.shrink_count", 8.0,
+          "estimate=beta: rollouts at which half of the weight is still on 1/2; 0 is off.",
+          "ours (the authors' release)", at_least=0),
+    Field("difficulty.reset_every", 0,
+          "Steps of stage 2 between two resets of all pass rates; 0 is never.",
+          "reading D11", at_least=0),
+    Field("difficulty.bins", "strict",
+          "A problem lies in one bin (strict), or in all three by logistic shares (soft), and its "
+          "weights and beta are mixed by share.",
+          "paper 3.2, reading D8", choices=("strict", "soft")),
+    Field("difficulty.softness", 0.08, "bins=soft: width of the edges, in units of pass rate.",
+          "ours (the authors' release)", positive=True),
     Field("difficulty.easy_above", 0.8, "Easy: pass rate strictly above (r_easy).",
           "paper 3.2, reading D7", at_least=0, at_most=1),
     Field("difficulty.hard_below", 0.2, "Hard: pass rate strictly below (r_hard).",
@@ -208,18 +252,58 @@ FIELDS: tuple[Field, ...] = (
     Field("difficulty.easy_weight", 0.5, "gamma of easy problems.", "paper 3.2", at_least=0),
     Field("difficulty.medium_weight", 1.0, "gamma of medium problems.", "paper 3.2", at_least=0),
     Field("difficulty.hard_weight", 0.0, "gamma of hard problems.", "paper 3.2", at_least=0),
+    Field("difficulty.easy_distill_weight", 1.0,
+          "Where use_difficulty: weight of the distillation of wrong samples of easy problems.",
+          "paper Eq. 4, reading L12", at_least=0),
+    Field("difficulty.medium_distill_weight", 1.0, "The same of medium problems.",
+          "paper Eq. 4, reading L12", at_least=0),
+    Field("difficulty.hard_distill_weight", 1.0, "The same of hard problems.",
+          "paper Eq. 4, reading L12", at_least=0),
+    Field("difficulty.question_weight", "none",
+          "What multiplies the distillation of all samples of a problem: nothing, or "
+          "[p (1 - p)]^question_exponent over its mean among the step's mixed groups, with p of "
+          "this group (bernoulli); groups all right or all wrong then get 0.",
+          "ours (SC-SDPO, 2605.27765)", choices=("none", "bernoulli")),
+    Field("difficulty.question_exponent", 0.5,
+          "Exponent of question_weight=bernoulli; 0 weighs all mixed groups alike.",
+          "ours (SC-SDPO, 2605.27765)", at_least=0),
     Field("difficulty.success_threshold", 0.5,
           "A sample is correct when its reward is at least this (theta_r): routing, siblings, "
           "buffer.",
           "reference, readings T1 and T2"),
     # ---- self-teacher
     Field("teacher.update_rule", "ema",
-          "Teacher weights: moving average of the student, or the initial model for ever "
-          "(frozen).",
-          "reference, reading T11", choices=("ema", "frozen")),
+          "Teacher weights: moving average of the student; the initial model for ever (frozen); "
+          "the initial model, with teacher.rate of the current student's logits (trust_region); a "
+          "copy every copy_every steps (snapshot); or a copy when rewards have risen and lengths "
+          "are stable (gated_copy).",
+          "reference, reading T11",
+          choices=("ema", "frozen", "trust_region", "snapshot", "gated_copy")),
     Field("teacher.rate", 0.05,
           "Share of the student mixed into the moving average per step; 1 is the current student.",
           "reference, reading T11", at_least=0, at_most=1),
+    Field("teacher.copy_every", 10, "update_rule=snapshot: steps between two copies.",
+          "ours (as RLCSD, 2606.11709)", at_least=1),
+    Field("teacher.check_every", 5,
+          "update_rule=gated_copy: steps between two looks at its conditions.",
+          "ours (as CGTR, 2606.03532)", at_least=1),
+    Field("teacher.min_steps", 30, "update_rule=gated_copy: fewest steps between two copies.",
+          "ours (as CGTR, 2606.03532)", at_least=1),
+    Field("teacher.window", 5,
+          "update_rule=gated_copy: last steps whose rewards and lengths are read.",
+          "ours (as CGTR, 2606.03532)", at_least=1),
+    Field("teacher.reward_gain", 0.05,
+          "update_rule=gated_copy: by how much the window's mean reward must exceed that of the "
+          "last copy.",
+          "ours (as CGTR, 2606.03532)"),
+    Field("teacher.length_ratio", 3.2,
+          "update_rule=gated_copy: largest allowed ratio of the window's longest response to its "
+          "mean length.",
+          "ours (as CGTR, 2606.03532)", positive=True),
+    Field("teacher.feedback", "none",
+          "Show the teacher what the grader said about the sample: never, to samples without a "
+          "solution to show, or always.",
+          "reference, reading T12", choices=("none", "without_solution", "always")),
     Field("teacher.reward_tolerance", 0.1,
           "Width of the reward window below the best, for highest_entropy (delta).",
           "paper 3.1, reading T3", at_least=0),
@@ -254,22 +338,48 @@ FIELDS: tuple[Field, ...] = (
           "paper Eq. 22, reading B2", choices=("keep", "newest", "shortest")),
     Field("buffer.use_in_warmup", True,
           "Stage 1 may read the buffer too, once epoch > fill_epochs.", "reading B8"),
+    Field("buffer.fill_steps", 0,
+          "Steps that only fill the buffer, beside fill_epochs: the later of the two counts.",
+          "ours (the authors' release)", at_least=0),
+    Field("buffer.draw", "uniform",
+          "Which entry is read: each with the same chance (Eq. 20), or the one with the highest "
+          "reward and then the newest (top).",
+          "paper Eq. 20, reading B5", choices=("uniform", "top")),
+    Field("buffer.max_problems", 0,
+          "Problems with entries; beyond, the one whose best entry ranks lowest by reward, then "
+          "step, is forgotten. 0 keeps all.",
+          "reading B10", at_least=0),
+    Field("buffer.teaches", True, "A group without success is taught from the buffer (Eq. 19).",
+          "paper Eq. 19"),
+    Field("buffer.group_members", 0,
+          "Stored successes that join each group in the policy gradient, as RLEP does; 0 is none.",
+          "ours (RLEP, 2507.07451)", at_least=0),
     Field("buffer.group_success", "threshold",
           "When a group counts as having a success of its own, so that the buffer is not read "
           "(Eq. 19): a reward of at least success_threshold, or any reward above 0 (positive).",
           "reading T2", choices=("threshold", "positive")),
     # ---- objective
-    Field("objective.divergence", "jsd", "Divergence between student and teacher, in nats.",
-          "paper Eq. 3", choices=("jsd", "forward_kl", "reverse_kl")),
+    Field("objective.divergence", "jsd",
+          "Divergence between student and teacher, in nats; sampled_reverse_kl reads the sampled "
+          "token alone.",
+          "paper Eq. 3",
+          choices=("jsd", "forward_kl", "reverse_kl", "forward_ce", "sampled_reverse_kl")),
     Field("objective.alpha", 0.5,
           "Weight of the teacher in the mixture of the divergence; 0.5 is Eq. 3.",
           "paper Eq. 3", at_least=0, at_most=1),
     Field("objective.top_k", 0,
-          "Divergence over the student's k likeliest tokens; 0 is the full vocabulary.",
+          "Divergence over the k likeliest tokens; 0 is the full vocabulary.",
           "paper Eq. 3, reading L7", at_least=0),
+    Field("objective.support", "student", "Whose k likeliest tokens top_k takes.",
+          "reference, reading L7", choices=("student", "teacher")),
     Field("objective.rest", "tail",
-          "What happens to the mass outside top_k: one more bin (tail), or renormalise.",
-          "reference, reading L7", choices=("tail", "renormalise")),
+          "What happens to the mass outside top_k: one more bin (tail), scale the rest to 1 "
+          "(renormalise), or leave it out (drop).",
+          "reference, reading L7", choices=("tail", "renormalise", "drop")),
+    Field("objective.pointwise_cap", 0.0,
+          "Largest part of one vocabulary entry in a divergence, in nats (OPSD, 2601.18734); 0 is "
+          "off.",
+          "ours", at_least=0),
     Field("objective.aggregation", "sequence_mean",
           "Tokens to loss: mean over samples of token means, mean over all tokens, or token sums "
           "(Eqs. 5-6).",
@@ -283,11 +393,66 @@ FIELDS: tuple[Field, ...] = (
           "reference, reading L4", at_least=0),
     Field("objective.scale_by_std", False, "Divide advantages by the group's standard deviation.",
           "reference, reading L5"),
+    Field("objective.advantage_over", "group",
+          "Advantages are relative to the whole group (paper 3.1), or to its successes alone; "
+          "failures then have 0.",
+          "paper 3.1", choices=("group", "successes")),
+    Field("objective.advantage_weight", "none",
+          "Advantages as they are, or weighed by the rareness of their outcome (GRPO-LEAD).",
+          "ours", choices=("none", "lead")),
+    Field("objective.normaliser_rows", "valid",
+          "Rows that aggregation counts: all (valid); of the distillation term those with a "
+          "teacher (with_teacher); or, in both terms, those that have either (routed).",
+          "reference, reading L2", choices=("valid", "with_teacher", "routed")),
+    Field("objective.weighted_rows", "medium_correct",
+          "Rows with a teacher whose tokens the policy term weighs, where use_rhythm: correct ones "
+          "of medium problems (beta of Eq. 16), correct ones, or all.",
+          "paper Eq. 16, reading D9", choices=("medium_correct", "correct", "all")),
     Field("objective.distill_scale", 1.0, "Factor of the whole distillation branch.",
           "paper Eq. 4, reading L3", at_least=0),
     Field("objective.policy_scale", 1.0, "Factor of the whole policy-gradient branch.",
           "paper Eq. 4, reading L3", at_least=0),
+    Field("objective.token_weight", "rhythm",
+          "What weighs the tokens of the policy term in the rows that have token weights: M of "
+          "Eq. 16, or the advantage reshaped towards the teacher's view (rlsd, 2604.03128) or "
+          "against it (rlrt, 2605.10781).",
+          "paper Eq. 16", choices=("rhythm", "rlsd", "rlrt")),
+    Field("objective.reshape_scale", 0.5,
+          "lambda of rlsd and rlrt: weight (1 - lambda) + lambda x clipped ratio.",
+          "ours (as RLSD, 2604.03128)", at_least=0, at_most=1),
+    Field("objective.reshape_decay_steps", 0,
+          "Steps in which lambda falls linearly to 0; 0 keeps it constant.", "ours", at_least=0),
+    Field("objective.reshape_clip", 0.2,
+          "That ratio is clipped to 1 - reshape_clip and 1 + reshape_clip.",
+          "ours (as RLSD, 2604.03128)", at_least=0),
+    Field("objective.distill_token_weight", "none",
+          "What weighs the tokens of the distillation term: nothing, or exp(-entropy_beta x "
+          "teacher's entropy) over its mean in all distilled tokens of the mini-batch "
+          "(teacher_entropy, SRPO, 2604.02288).",
+          "paper Eq. 5", choices=("none", "teacher_entropy")),
+    Field("objective.entropy_beta", 1.0, "beta of teacher_entropy, per nat.",
+          "ours (as SRPO, 2604.02288)", at_least=0),
+    Field("objective.credit", "none",
+          "Score-function credit of a distilled token for the divergence of the later ones: none, "
+          "their mean (future_mean, DistIL, 2606.05152) or their sum (future_sum, the exact "
+          "gradient).",
+          "paper Eq. 5", choices=("none", "future_mean", "future_sum")),
+    Field("objective.distill_ratio_cap", 2.0,
+          "Largest ratio to the policy that sampled by which a divergence is weighed; acts with "
+          "mini_batches above 1 only; 0 is off.",
+          "reference, reading L8", at_least=0),
+    Field("objective.sampler_correction_cap", 0.0,
+          "Largest importance weight of trainer over sampler, per token of both terms; 0 is off.",
+          "reference, reading L9", at_least=0),
     # ---- rhythm gate and rebellious bonus
+    Field("rhythm.gate", "anchor",
+          "Gate of Eq. 16: that of Eqs. 11-15, or open at every token, M = 1 + beta x bonus.",
+          "paper Eq. 15", choices=("anchor", "open")),
+    Field("rhythm.bonus", "exceedance",
+          "Bonus of Eq. 16: that of Eq. 10; max_bonus - 1 where Eq. 9 is above 0 (step: screened, "
+          "not graded); or max_bonus - 1 at every token (full), M = 1 + beta x gate x (max_bonus "
+          "- 1).",
+          "paper Eq. 10", choices=("exceedance", "step", "full")),
     Field("rhythm.window", 8,
           "Tokens on each side of a position in the entropy drop (W of Eq. 11).",
           "readings R5 and R6", at_least=1),
@@ -332,9 +497,22 @@ FIELDS: tuple[Field, ...] = (
           "reference, reading S4", at_least=0),
     Field("optimizer.clip_norm", 1.0, "Largest global gradient norm.",
           "reference, reading S4", positive=True),
+    Field("optimizer.mini_batches", 1,
+          "Optimizer steps per training step, each on a consecutive slice of its problems; all "
+          "compare with the policy at the start of the step. 1 is on-policy.",
+          "reference, reading L6", at_least=1),
+    Field("optimizer.information_scale", 0.0,
+          "alpha of PGPO (2606.03620): the update is multiplied by exp(alpha x I), I the mean "
+          "student less teacher entropy in nats; 0 is off.",
+          "ours", at_least=0),
+    Field("optimizer.information_max", 2.0, "Largest such factor (rho_max, which the paper omits).",
+          "ours", positive=True),
+    Field("optimizer.information_floor", 0.0,
+          "Smallest such factor; 0 is the formula as printed, 1 what PGPO's text claims.",
+          "ours", at_least=0),
     Field("compute.micro_batch", 0,
-          "Rows (samples) per gradient accumulation step; 0 is all rows at once. No effect on the "
-          "result.",
+          "Rows (samples) per gradient accumulation step; 0 is all rows of a mini-batch. No effect "
+          "on the result.",
           "ours", may_change=True, at_least=0),
     Field("compute.vocab_chunk", 1024, "Tokens whose logits exist at the same time.",
           "ours", may_change=True, at_least=1),
@@ -348,13 +526,17 @@ FIELDS: tuple[Field, ...] = (
     Field("evaluation.at_start", True, "Evaluate before the first step.", "ours", may_change=True),
     Field("evaluation.split", "test", "Problems that are evaluated.",
           "reference", may_change=True, choices=("test", "validation", "train")),
-    Field("evaluation.max_problems", 0, "Evaluate only the first so many problems; 0 is all.",
+    Field("evaluation.max_problems", 0,
+          "Evaluate only so many problems, chosen by a hash of the id; 0 is all.",
           "ours", may_change=True, at_least=0),
     Field("evaluation.problems_per_batch", 32,
           "Problems between two appends to the file that the evaluate command writes.",
           "ours", may_change=True, at_least=1),
     Field("evaluation.samples", 16, "Samples per problem (k of mean@k).",
           "reference, reading S9", may_change=True, at_least=1),
+    Field("evaluation.validation_samples", 4,
+          "Samples per validation problem, where data.validation_fraction is above 0.",
+          "ours", may_change=True, at_least=1),
     Field("evaluation.temperature", 0.6, "Sampling temperature of evaluations; 0 is greedy.",
           "reference, reading S9", may_change=True, at_least=0),
     Field("evaluation.top_p", 0.95, "Nucleus mass of evaluations.",
@@ -370,7 +552,10 @@ FIELDS: tuple[Field, ...] = (
           "ours", may_change=True, at_least=0),
     Field("checkpoint.keep_last", 2, "Newest checkpoints kept.",
           "ours", may_change=True, at_least=1),
-    Field("checkpoint.keep_best", True, "Keep the checkpoint with the best evaluation too.",
+    Field("checkpoint.keep_best", True,
+          "Keep the checkpoint with the best evaluation too: on validation where "
+          "data.validation_fraction is above 0 (and save it as soon as it comes), else on "
+          "evaluation.split.",
           "ours", may_change=True),
     Field("logging.every", 1, "Steps between two lines of the plain progress display.",
           "ours", may_change=True, at_least=1),
@@ -534,6 +719,23 @@ def check_command_line(arguments: Sequence[str]) -> None:
             _parsed(name, text, type(_BY_NAME[name].default))
 
 
+def override(config: ConfigDict, arguments: Sequence[str]) -> ConfigDict:
+    """Sets what `--config.section.field=value` arguments say, as the command line would.
+
+    Raises:
+      ConfigError: for an argument of another form, an unknown field or an unreadable value.
+    """
+    for argument in arguments:
+        flag, separator, text = argument.partition("=")
+        name = flag.removeprefix("--config.")
+        if not separator or name == flag:
+            raise ConfigError(f"{argument!r} is not --config.section.field=value; write it so")
+        if name not in _BY_NAME:
+            raise ConfigError(unknown_field_message(name))
+        assign(config, {name: _parsed(name, text, type(_BY_NAME[name].default))})
+    return config
+
+
 def learning_rate(config: ConfigDict) -> float:
     """The learning rate in use: the experiment's times the method's factor."""
     return float(config.optimizer.learning_rate * config.optimizer.learning_rate_factor)
@@ -595,6 +797,8 @@ def validate(
     for name, value in flatten(config).items():
         _check_field(name, value)
     for check in (_check_thresholds, _check_groups, _check_rhythm, _check_lengths, _check_heads):
+        check(config)
+    for check in (_check_replay, _check_objective, _check_information, _check_mini_batches):
         check(config)
     _check_devices(config, device_count)
     problems = config.rollout.problems_per_step
@@ -695,6 +899,15 @@ def _check_groups(config: ConfigDict) -> None:
     )
 
 
+def _check_replay(config: ConfigDict) -> None:
+    members, capacity = config.buffer.group_members, config.buffer.capacity
+    if members > capacity:
+        raise ConfigError(
+            f"buffer.group_members {members} is more than buffer.capacity {capacity}, so there is"
+            f" never that much to replay; use a capacity of at least {members}"
+        )
+
+
 def _check_rhythm(config: ConfigDict) -> None:
     low, high = config.rhythm.min_multiplier, config.rhythm.max_multiplier
     if high <= 1:
@@ -706,6 +919,50 @@ def _check_rhythm(config: ConfigDict) -> None:
         raise ConfigError(
             f"rhythm.min_multiplier {low} is above rhythm.max_multiplier {high};"
             " use a smaller minimum, for example 0.5"
+        )
+
+
+def _check_objective(config: ConfigDict) -> None:
+    section = config.objective
+    for name in ("distill_ratio_cap", "sampler_correction_cap"):
+        if 0 < section[name] < 1:
+            raise ConfigError(
+                f"objective.{name} is {section[name]}, expected 0 (off) or at least 1, so that"
+                " equal policies weigh 1; use 2"
+            )
+    if section.reshape_clip > 1:
+        raise ConfigError(
+            f"objective.reshape_clip is {section.reshape_clip}, expected at most 1, so that no"
+            " weight is negative; use 0.2"
+        )
+
+
+def _check_information(config: ConfigDict) -> None:
+    low, high = config.optimizer.information_floor, config.optimizer.information_max
+    if low > high:
+        raise ConfigError(
+            f"optimizer.information_floor {low} is above optimizer.information_max {high};"
+            " use a smaller floor, for example 0"
+        )
+
+
+def _check_mini_batches(config: ConfigDict) -> None:
+    count, problems = config.optimizer.mini_batches, config.rollout.problems_per_step
+    if problems % count:
+        raise ConfigError(
+            f"optimizer.mini_batches {count} does not divide rollout.problems_per_step {problems};"
+            f" use a divisor of {problems}"
+        )
+    mixed = any(
+        stage[f"policy_{outcome}"] > 0 and stage[f"distill_{outcome}"] > 0
+        for stage in (config.warmup, config.mixed)
+        for outcome in ("correct", "wrong")
+    )
+    if count > 1 and mixed and config.objective.divergence == "reverse_kl":
+        raise ConfigError(
+            f"optimizer.mini_batches is {count}, but an advantage mixture (both terms on the same"
+            " samples with objective.divergence=reverse_kl) is a policy gradient on-policy only;"
+            " use optimizer.mini_batches=1"
         )
 
 
@@ -741,11 +998,14 @@ def _check_heads(config: ConfigDict) -> None:
 def _check_devices(config: ConfigDict, device_count: int) -> None:
     data, fsdp, _ = mesh_shape(config, device_count)
     places = data * fsdp
-    group, problems = config.rollout.group_size, config.rollout.problems_per_step
-    batch, rows = group * problems, config.compute.micro_batch
+    problems, rows = config.rollout.problems_per_step, config.compute.micro_batch
+    sampled, stored = config.rollout.group_size, config.buffer.group_members
+    batch = (sampled + stored) * problems
+    group = f"rollout.group_size {sampled}"
+    group = f"({group} + buffer.group_members {stored})" if stored else group
     if batch % places:
         raise ConfigError(
-            f"rollout.group_size {group} x problems_per_step {problems} = {batch} is not divisible"
+            f"{group} x problems_per_step {problems} = {batch} is not divisible"
             f" by {places} devices (mesh data x fsdp); use a multiple of {places}"
         )
     if rows % places:
@@ -753,10 +1013,22 @@ def _check_devices(config: ConfigDict, device_count: int) -> None:
             f"compute.micro_batch {rows} is not divisible by {places} devices (mesh data x fsdp);"
             f" use a multiple of {places}, or 0 for all rows"
         )
+    mini_batches = config.optimizer.mini_batches
+    if batch // mini_batches % places:
+        raise ConfigError(
+            f"a mini-batch has {batch // mini_batches} rows ({group} x"
+            f" problems_per_step {problems} / optimizer.mini_batches {mini_batches}), not divisible"
+            f" by {places} devices (mesh data x fsdp); use fewer mini-batches"
+        )
     if rows and batch % rows:
         raise ConfigError(
-            f"compute.micro_batch {rows} does not divide the batch, rollout.group_size {group} x"
+            f"compute.micro_batch {rows} does not divide the batch, {group} x"
             f" problems_per_step {problems} = {batch}; use a divisor of {batch}, or 0 for all rows"
+        )
+    if rows and rows < batch // mini_batches and batch // mini_batches % rows:
+        raise ConfigError(
+            f"compute.micro_batch {rows} does not divide the {batch // mini_batches} rows of a"
+            f" mini-batch; use a divisor of {batch // mini_batches}, or 0 for all rows"
         )
 
 

@@ -4,7 +4,7 @@ Host side, numpy only. The pass rate of a problem is smoothed over its visits (E
 with two thresholds, and turned into the weights u and v of the objective (Eq. 4) for every sample.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -78,6 +78,20 @@ class PassRates:
             self._rates[problem_id] = float(smoothed[row])
         return smoothed
 
+    def visit(self, problem_ids: Iterable[str], is_correct: np.ndarray, *, step: int) -> np.ndarray:
+        """`update` with the share of correct samples of each group (Eq. 7); Eq. 8 knows no step.
+
+        Args:
+          problem_ids: persistent ids. [problem].
+          is_correct: which rollouts succeeded. bool [problem, group].
+          step: training step; other estimates need it.
+        """
+        return self.update(problem_ids, np.asarray(is_correct, bool).mean(axis=1))
+
+    def clear(self) -> None:
+        """Forgets all problems."""
+        self._rates.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """All rates, ready for JSON; a round trip through text is exact."""
         return {"rates": dict(self._rates)}
@@ -90,7 +104,10 @@ class PassRates:
         """
         rates = state.get("rates")
         if not isinstance(rates, Mapping):
-            raise ValueError(f"state has the keys {sorted(state)}; expected 'rates' of pass rates")
+            raise ValueError(
+                f"pass rates have the keys {sorted(state)}, expected 'rates'"
+                " (difficulty.estimate=smoothed); keep the estimate of the run, or start a new one"
+            )
         for problem_id, rate in rates.items():
             if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate <= 1:
                 raise ValueError(f"pass rate of {problem_id!r} is {rate!r}; expected one in [0, 1]")
@@ -107,6 +124,11 @@ def route(
     medium_weight: float = 1.0,
     hard_weight: float = 0.0,
     success_threshold: float = 0.5,
+    easy_distill_weight: float = 1.0,
+    medium_distill_weight: float = 1.0,
+    hard_distill_weight: float = 1.0,
+    bins: str = "strict",
+    softness: float = 0.08,
 ) -> Routes:
     """Bins problems by pass rate and samples by correctness (DRIFT sections 3.1 and 3.2).
 
@@ -120,27 +142,95 @@ def route(
       hard_below: r_hard, at most `easy_above`.
       easy_weight, medium_weight, hard_weight: gamma of each bin.
       success_threshold: theta_r; a sample is correct when its reward reaches it.
+      easy_distill_weight, medium_distill_weight, hard_distill_weight: what multiplies the
+        distillation of a failure in each bin; 1 in the paper.
+      bins, softness: as in `bin_shares`. With soft bins the weights are those of the bins by share
+        of the problem, and `is_medium` is the share of medium.
 
     Returns:
-      `Routes` with gamma as float64 [problem], the medium bin as bool [problem] and correctness as
-      bool [problem, group].
+      `Routes` with gamma and the weight of failures as float64 [problem], the medium bin as bool
+      [problem] (soft: float64) and correctness as bool [problem, group].
 
     Raises:
       ValueError: shapes do not fit, a pass rate lies outside [0, 1], thresholds out of order.
     """
-    rates = _pass_rates(pass_rate, easy_above, hard_below)
+    shares = bin_shares(
+        pass_rate, easy_above=easy_above, hard_below=hard_below, bins=bins, softness=softness
+    )
     rewards = np.asarray(rewards, dtype=np.float64)
-    if rewards.ndim != 2 or len(rewards) != len(rates):
+    if rewards.ndim != 2 or len(rewards) != len(shares):
         raise ValueError(
-            f"got rewards of shape {rewards.shape} for {len(rates)} problems; pass [problem, group]"
+            f"got rewards of shape {rewards.shape} for {len(shares)} problems; pass [problem,"
+            " group]"
         )
-    is_easy, is_hard = rates > easy_above, rates < hard_below
-    weights = np.where(is_easy, easy_weight, np.where(is_hard, hard_weight, medium_weight))
-    return Routes(weights, ~is_easy & ~is_hard, rewards >= success_threshold)
+    medium = shares[:, 1]
+    return Routes(
+        routing_weight=shares @ np.array([easy_weight, medium_weight, hard_weight]),
+        is_medium=medium == 1 if bins == "strict" else medium,
+        is_correct=rewards >= success_threshold,
+        failure_weight=shares
+        @ np.array([easy_distill_weight, medium_distill_weight, hard_distill_weight]),
+    )
+
+
+def bin_shares(
+    pass_rate: np.ndarray,
+    *,
+    easy_above: float = 0.8,
+    hard_below: float = 0.2,
+    bins: str = "strict",
+    softness: float = 0.08,
+) -> np.ndarray:
+    """How far each problem is easy, medium and hard; the three shares sum to 1.
+
+    "strict" puts a problem into one bin, as the paper does. "soft" are the gates of the authors'
+    release, with s the logistic function:
+
+        hard = s((hard_below - r) / softness),   easy = s((r - easy_above) / softness),
+        medium = (1 - hard) (1 - easy),          all divided by their sum
+
+    Args:
+      pass_rate: r. [problem], in [0, 1].
+      easy_above: r_easy.
+      hard_below: r_hard, at most `easy_above`.
+      bins: "strict" or "soft".
+      softness: width of the soft edges, in units of pass rate, above 0.
+
+    Returns:
+      float64 [problem, 3]: easy, medium, hard.
+    """
+    rates = _pass_rates(pass_rate, easy_above, hard_below)
+    if bins not in _BINS:
+        raise ValueError(f"bins is {bins!r}; use one of {', '.join(_BINS)}")
+    easy, hard = _BINS[bins](rates - easy_above, hard_below - rates, softness)
+    medium = (1 - easy) * (1 - hard)
+    shares = np.stack([easy, medium, hard], axis=1)
+    return np.asarray(shares / shares.sum(axis=1, keepdims=True))
+
+
+def _strict(over: np.ndarray, under: np.ndarray, softness: float) -> tuple[np.ndarray, np.ndarray]:
+    return (over > 0).astype(np.float64), (under > 0).astype(np.float64)
+
+
+def _soft(over: np.ndarray, under: np.ndarray, softness: float) -> tuple[np.ndarray, np.ndarray]:
+    # The logistic function by tanh, which cannot overflow.
+    return (1 + np.tanh(over / softness / 2)) / 2, (1 + np.tanh(under / softness / 2)) / 2
+
+
+# The configuration's `bins`: (r - easy_above, hard_below - r, softness) -> (easy, hard).
+_BINS: dict[str, Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, np.ndarray]]] = {
+    "strict": _strict,
+    "soft": _soft,
+}
 
 
 def bin_fractions(
-    pass_rate: np.ndarray, easy_above: float = 0.8, hard_below: float = 0.2
+    pass_rate: np.ndarray,
+    easy_above: float = 0.8,
+    hard_below: float = 0.2,
+    *,
+    bins: str = "strict",
+    softness: float = 0.08,
 ) -> tuple[float, float, float]:
     """Shares of (easy, medium, hard) problems, with the bins of `route`; they sum to 1.
 
@@ -148,12 +238,57 @@ def bin_fractions(
       pass_rate: smoothed pass rate r. [problem], at least one, in [0, 1].
       easy_above: r_easy.
       hard_below: r_hard, at most `easy_above`.
+      bins, softness: as in `bin_shares`; with soft bins these are mean shares.
     """
-    rates = _pass_rates(pass_rate, easy_above, hard_below)
-    if not rates.size:
+    shares = bin_shares(
+        pass_rate, easy_above=easy_above, hard_below=hard_below, bins=bins, softness=softness
+    )
+    if not len(shares):
         raise ValueError("got no pass rates; pass those of at least one problem")
-    easy, hard = int(np.sum(rates > easy_above)), int(np.sum(rates < hard_below))
-    return easy / rates.size, (rates.size - easy - hard) / rates.size, hard / rates.size
+    easy, medium, hard = shares.mean(axis=0).tolist()
+    return easy, medium, hard
+
+
+def bernoulli_weights(is_correct: np.ndarray, *, exponent: float = 0.5) -> np.ndarray:
+    """Weight of each question by how undecided its group is (SC-SDPO, arXiv 2605.27765).
+
+        w = [p (1 - p)] ^ exponent,  divided by the mean of w over the questions with 0 < p < 1
+
+    with p the share of successes of this very group, not smoothed. Questions that all or none
+    solved get 0; a batch without a mixed group has no weight at all. The mean is over the whole
+    step, so the weights of the mixed questions average to 1.
+
+    Args:
+      is_correct: which rollouts succeeded. bool [problem, group].
+      exponent: 1/2 gives the standard deviation of a group's rewards, 0 weighs all mixed
+        questions alike.
+
+    Returns:
+      float64 [problem].
+    """
+    rate = np.asarray(is_correct, bool).mean(axis=1)
+    mixed = (rate > 0) & (rate < 1)
+    weights = np.where(mixed, rate * (1 - rate), 1.0) ** exponent * mixed
+    return weights / (weights[mixed].mean() if mixed.any() else 1.0)
+
+
+def lead_weights(advantages: np.ndarray, is_correct: np.ndarray) -> np.ndarray:
+    """Weight of each advantage by difficulty (GRPO-LEAD, arXiv 2504.09696).
+
+        w(q) = 0.4 + 1.1 / (1 + exp(10 (q - 0.75))),   q = p where A > 0, 1 - p elsewhere
+
+    with p the share of successes of this very group: rare successes and rare failures count most.
+
+    Args:
+      advantages: A. [problem, member].
+      is_correct: which rollouts succeeded. bool [problem, group].
+
+    Returns:
+      float64 [problem, member], from 0.4 to 1.5.
+    """
+    rate = np.asarray(is_correct, bool).mean(axis=1, keepdims=True)
+    share = np.where(np.asarray(advantages) > 0, rate, 1 - rate)
+    return 0.4 + 1.1 / (1 + np.exp(10 * (share - 0.75)))
 
 
 def branch_weights(
@@ -180,35 +315,51 @@ def branch_weights(
         the distillation weight is 0.
       policy_correct, policy_wrong: weight of the policy-gradient term.
       distill_correct, distill_wrong: weight of the distillation term.
-      no_teacher: what a wrong sample without a teacher gets instead: "mask" is nothing, "policy"
-        is policy weight 1.
-      use_difficulty: multiply the policy weight of *correct* samples by gamma. Wrong samples are
-        never weighted by difficulty, as Eq. 4 has it.
+      no_teacher: what a sample without a teacher gets. "mask": a wrong one keeps `policy_wrong`
+        (0 in DRIFT: nothing). "policy": a wrong one gets policy weight 1. "unweighted": that, and
+        a correct one its policy weight without gamma, as in the authors' release.
+      use_difficulty: multiply the policy weight of correct samples by gamma, and the distillation
+        weight of wrong ones by the failure weight (1 in Eq. 4).
 
     Returns:
       (policy_weight, distill_weight), float32 [problem, group] each.
     """
-    if no_teacher not in ("mask", "policy"):
-        raise ValueError(f"no_teacher is {no_teacher!r}; use 'mask' or 'policy'")
+    if no_teacher not in _NO_TEACHER:
+        raise ValueError(f"no_teacher is {no_teacher!r}; use one of {', '.join(_NO_TEACHER)}")
     has_teacher = _like(routes.is_correct, has_teacher, "has_teacher").astype(bool)
     gamma = routes.routing_weight[:, None] if use_difficulty else 1.0
-    without_teacher = 1.0 if no_teacher == "policy" else policy_wrong
+    failure = np.reshape(routes.failure_weight, (-1, 1)) if use_difficulty else 1.0
+    lonely_correct, lonely_wrong = _NO_TEACHER[no_teacher](gamma, policy_wrong)
     policy = np.where(
         routes.is_correct,
-        policy_correct * gamma,
-        np.where(has_teacher, policy_wrong, without_teacher),
+        policy_correct * np.where(has_teacher, gamma, lonely_correct),
+        np.where(has_teacher, policy_wrong, lonely_wrong),
     )
-    distill = np.where(routes.is_correct, distill_correct, distill_wrong) * has_teacher
+    distill = np.where(routes.is_correct, distill_correct, distill_wrong * failure) * has_teacher
     return policy.astype(np.float32), distill.astype(np.float32)
 
 
-def gate_rows(
-    routes: Routes, has_teacher: np.ndarray, advantages: np.ndarray, *, every_sign: bool = False
-) -> np.ndarray:
-    """The samples whose tokens may weigh more than 1 (beta_i; DRIFT Eq. 16).
+# The configuration's `no_teacher`: (gamma, policy_wrong) -> what stands in their places in a
+# sample without a teacher.
+_NO_TEACHER: dict[str, Callable[[Any, float], tuple[Any, float]]] = {
+    "mask": lambda gamma, policy_wrong: (gamma, policy_wrong),
+    "policy": lambda gamma, policy_wrong: (gamma, 1.0),
+    "unweighted": lambda gamma, policy_wrong: (1.0, 1.0),
+}
 
-    A correct sample of a medium problem that has a teacher to compare with. For all others
-    M is 1, and no teacher pass is needed on the policy branch.
+
+def gate_rows(
+    routes: Routes,
+    has_teacher: np.ndarray,
+    advantages: np.ndarray,
+    *,
+    every_sign: bool = False,
+    rows: str = "medium_correct",
+) -> np.ndarray:
+    """How far the tokens of each sample may weigh more or less than 1 (beta_i; DRIFT Eq. 16).
+
+    In DRIFT 1 for a correct sample of a medium problem that has a teacher to compare with, else
+    0. Where it is 0 M is 1, and no teacher pass is needed on the policy branch.
 
     Args:
       routes: bins and correctness of this step.
@@ -217,13 +368,26 @@ def gate_rows(
       every_sign: also samples whose advantage is not positive. With dense rewards a correct
         sample can have A < 0; to amplify a push *down* is not what a bonus means, so the default
         leaves those at 1. With rewards of 0 and 1 nothing changes.
+      rows: which samples with a teacher: "medium_correct" as above, by share where bins are soft;
+        "correct", whatever the difficulty; or "all".
 
     Returns:
-      bool [problem, group].
+      float32 [problem, group], from 0 to 1.
     """
+    if rows not in _GATED_ROWS:
+        raise ValueError(f"rows is {rows!r}; use one of {', '.join(_GATED_ROWS)}")
     has_teacher = _like(routes.is_correct, has_teacher, "has_teacher").astype(bool)
     positive = _like(routes.is_correct, advantages, "advantages") > 0
-    return routes.is_correct & routes.is_medium[:, None] & has_teacher & (positive | every_sign)
+    share = _GATED_ROWS[rows](routes)
+    return np.where(has_teacher & (positive | every_sign), share, 0).astype(np.float32)
+
+
+# The configuration's `weighted_rows`: how far a sample with a teacher is gated.
+_GATED_ROWS: dict[str, Callable[[Routes], np.ndarray]] = {
+    "medium_correct": lambda routes: routes.is_correct * routes.is_medium[:, None],
+    "correct": lambda routes: routes.is_correct,
+    "all": lambda routes: np.ones(routes.is_correct.shape),
+}
 
 
 def _pass_rates(pass_rate: np.ndarray, easy_above: float, hard_below: float) -> np.ndarray:

@@ -4,7 +4,7 @@
 
   --config=FILE[:ARGS]   the run's experiment file; `evaluation.*` says how many samples and how
   --workdir=DIR          the run; its newest checkpoint is evaluated, results go to DIR/evaluate
-  --step=N|best          another checkpoint of it
+  --step=N|best          another checkpoint of it: a number, or the best (on validation, if any)
   --model=HF_DIR         a checkpoint folder instead; results still go to --workdir
   --against=FILE         compare with the result of another evaluation: paired difference, p-value
 
@@ -19,11 +19,12 @@ from typing import Any
 import jax
 from absl import flags
 
-from drift_jax import assemble, command, examination, scorecard
+from drift_jax import assemble, command, examination, scorecard, selection
 from drift_jax import config as configs
 from drift_jax.checkpoint import CheckpointError, Checkpoints
 from drift_jax.config import ConfigError
 from drift_jax.examination import Examination
+from drift_jax.grading import Grader
 from drift_jax.models.transformer import Params
 from drift_jax.statistics import Estimate as Estimate
 from drift_jax.statistics import best_at_k as best_at_k
@@ -54,11 +55,18 @@ def evaluate(config: Any, workdir: str, *, step: str | None, model: str | None) 
     """
     if model is not None:
         configs.assign(config, {"model.path": model, "model.init": "checkpoint"})
+    with assemble.open_grader(config) as grader:
+        return _evaluate(config, workdir, step, model, grader)
+
+
+def _evaluate(
+    config: Any, workdir: str, step: str | None, model: str | None, grader: Grader
+) -> pathlib.Path:
     tokenizer = assemble.open_tokenizer(config)
     training, _ = assemble.open_problems(config, tokenizer, "train")
     mesh = assemble.make_mesh(config)
     sizes, params = assemble.open_model(config, tokenizer, mesh)
-    exam = examination.examination(config, sizes, tokenizer, mesh)
+    exam = examination.examination(config, sizes, tokenizer, mesh, grader)
     name = pathlib.Path(model).name if model is not None else ""
     if model is None:
         checkpoints = Checkpoints(workdir)
@@ -71,7 +79,9 @@ def evaluate(config: Any, workdir: str, *, step: str | None, model: str | None) 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{config.evaluation.split}_{name}.jsonl"
     rows = complete(exam, params, file, config.evaluation.problems_per_batch)
-    print(scorecard.text(rows, exam.problems, training))
+    print(scorecard.text(rows, exam.problems, training, grader))
+    if model is None and (chosen := selection.lines(workdir)):
+        print("\n  ".join(["evaluated while it trained:", *chosen]))
     print(f"every sample is in {file}")
     return file
 
@@ -98,7 +108,8 @@ def complete(
     for start in range(0, len(left), problems_per_batch):
         asked = left[start : start + problems_per_batch]
         rows = examination.result_rows(asked, exam.student(params, 0, asked))
-        with file.open("a", encoding="utf-8") as out:
+        # A lone half of a surrogate pair, which a decoder may emit, has no UTF-8 form.
+        with file.open("a", encoding="utf-8", errors="backslashreplace") as out:
             out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         known |= {row["id"]: row for row in rows}
     return [known[problem.id] for problem in exam.problems]
@@ -112,13 +123,18 @@ def _read(file: pathlib.Path, settings: dict[str, Any]) -> dict[str, dict[str, A
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         file.write_text(whole, encoding="utf-8")
-    first, *rows = [json.loads(line) for line in whole.splitlines()] or [{}]
+    first, *rows = _objects(whole) or [{}]
     if first.get("settings") != settings:
         raise ConfigError(
             f"{file} was sampled with {first.get('settings')} and this evaluation wants "
             f"{settings}; move it away, or choose another --workdir"
         )
     return {row["id"]: row for row in rows}
+
+
+def _objects(text: str) -> list[dict[str, Any]]:
+    """The objects of JSON lines; a response may hold other line ends, such as U+2028."""
+    return [json.loads(line) for line in text.split("\n") if line]
 
 
 def _choose_step(checkpoints: Checkpoints, workdir: str, step: str | None) -> int:
@@ -146,7 +162,7 @@ def compare(file: pathlib.Path, against: str) -> str:
     if not other.is_file():
         raise ConfigError(f"--against={against} does not exist; name a result file (.jsonl)")
     rows, others = (
-        [row for row in map(json.loads, path.read_text().splitlines()) if "id" in row]
+        [row for row in _objects(path.read_text(encoding="utf-8")) if "id" in row]
         for path in (file, other)
     )
     with assemble.boundary():

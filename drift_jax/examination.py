@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from drift_jax import assemble, teacher
-from drift_jax.data import prompting, toolcalls
-from drift_jax.grading import Answers, grade
+from drift_jax.data import demonstrations, prompting, source
+from drift_jax.grading import Answers, Grader, grade
 from drift_jax.models.transformer import ModelConfig, Params
 from drift_jax.sampling import Precompiled, Sampler, random_streams
 from drift_jax.statistics import best_at_k, mean_at_k
@@ -41,6 +41,8 @@ class Examination:
     teacher_prompt_tokens: int
     thinking: bool
     remove_thinking: bool
+    grader: Grader | None = None
+    validation: "Examination | None" = None  # the problems that choose the best step
 
     def settings(self) -> dict[str, Any]:
         """How answers are sampled, for the file that keeps them."""
@@ -60,21 +62,19 @@ class Examination:
 
     def precompile(self, params: Params) -> Precompiled:
         """Compiles what `student` and `with_solutions` may need for any of the problems."""
-        calls = [(self.sampler, self.samples)]
-        if self.teacher_samples:
-            calls.append((self.teacher_sampler, self.teacher_samples))
-        return sum(
-            (
-                sampler.precompile(
+        done = self.validation.precompile(params) if self.validation else Precompiled(0, 0.0)
+        for sampler, samples in (
+            (self.sampler, self.samples),
+            (self.teacher_sampler, self.teacher_samples),
+        ):
+            if samples:
+                done += sampler.precompile(
                     params,
                     problems=range(1, len(self.problems) + 1),
                     group_size=samples,
                     max_new_tokens=self.max_new_tokens,
                 )
-                for sampler, samples in calls
-            ),
-            start=Precompiled(0, 0.0),
-        )
+        return done
 
     def with_solutions(
         self, params: Params, problems: Sequence[Problem], solutions: Sequence[str], step: int
@@ -118,11 +118,17 @@ class Examination:
                 self.seed, 0, [problem.id for problem in problems], purpose=purpose
             ),
         )
-        return grade(self.tokenizer, problems, rollouts)
+        return grade(self.tokenizer, problems, rollouts, self.grader)
 
 
 def examination(
-    config: Any, model: ModelConfig, tokenizer: Any, mesh: Mesh, *, split: str | None = None
+    config: Any,
+    model: ModelConfig,
+    tokenizer: Any,
+    mesh: Mesh,
+    grader: Grader | None = None,
+    *,
+    split: str | None = None,
 ) -> Examination:
     """The examination of the `evaluation` section.
 
@@ -131,13 +137,14 @@ def examination(
       model: the sizes.
       tokenizer: of the model.
       mesh: where it runs.
+      grader: scores the answers; None is the task's own verifier.
       split: which problems; None is evaluation.split.
     """
     section = config.evaluation
     problems, _ = assemble.open_problems(config, tokenizer, split or section.split)
-    return Examination(
+    exam = Examination(
         tokenizer=tokenizer,
-        problems=problems[: section.max_problems or None],
+        problems=source.sample(problems, section.max_problems or len(problems)),
         sampler=assemble.make_sampler(config, model, mesh),
         teacher_sampler=assemble.make_sampler(config, model, mesh, teacher=True),
         seed=config.seed,
@@ -150,7 +157,18 @@ def examination(
         teacher_prompt_tokens=config.teacher.max_prompt_tokens,
         thinking=config.data.thinking,
         remove_thinking=config.teacher.remove_thinking,
+        grader=grader,
     )
+    if split or section.split == "validation" or not config.data.validation_fraction:
+        return exam
+    problems, _ = assemble.open_problems(config, tokenizer, "validation")
+    held_back = dataclasses.replace(
+        exam,
+        problems=problems[: section.max_problems or None],
+        samples=section.validation_samples,
+        teacher_samples=0,
+    )
+    return dataclasses.replace(exam, validation=held_back)
 
 
 def examine(
@@ -179,9 +197,10 @@ def examine(
         "eval/length_mean": float(answers.lengths.mean()),
         "eval/truncated_fraction": float(1 - answers.finished.mean()),
         "eval/well_formed_fraction": float(answers.well_formed.mean()),
+        "eval/failed_fraction": len(answers.failures) / answers.rewards.size,
     }
     metrics |= {
-        f"eval/{level}/mean@{k}": mean_at_k(rewards).value
+        f"eval/{level or 'none'}/mean@{k}": mean_at_k(rewards).value
         for level, rewards in by_level(exam.problems, answers.rewards).items()
         if level != "all"
     }
@@ -212,7 +231,8 @@ def write_result(
     rows = result_rows(exam.problems, answers)
     text = json.dumps({"step": step, "metrics": metrics, "problems": rows}, ensure_ascii=False)
     partial = folder / f"{step}.json.partial"
-    partial.write_text(text + "\n", encoding="utf-8")
+    # A lone half of a surrogate pair, which a decoder may emit, has no UTF-8 form.
+    partial.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     partial.rename(folder / f"{step}.json")
 
 
@@ -270,6 +290,8 @@ class Gate:
             if self.passed
             else f"under {TEACHER_GATE}: the self-teacher cannot teach; warm-start the base longer"
         )
+        if not self.base:
+            verdict += "; no bare answer was right, so no rollout has a sibling to learn from"
         return (
             f"gate: pass rate {self.base:.3f}, with the gold solution in context {self.taught:.3f}"
             f"{levels}, {verdict}"
@@ -277,16 +299,22 @@ class Gate:
 
 
 def measure_gate(
-    config: Any, model: ModelConfig, params: Params, tokenizer: Any, mesh: Mesh
+    config: Any,
+    model: ModelConfig,
+    params: Params,
+    tokenizer: Any,
+    mesh: Mesh,
+    grader: Grader | None = None,
 ) -> Gate | None:
     """Pass rates at temperature 1 on the validation problems, bare and with the gold solution.
 
-    Returns None for a task without written-out gold solutions.
+    Returns None for a task without validation problems: one of files keeps some back only with
+    data.validation_fraction.
     """
-    if config.task != "toolcalls":
+    if not demonstrations.is_generated(config.task) and config.data.validation_fraction == 0:
         return None
     exam = dataclasses.replace(
-        examination(config, model, tokenizer, mesh, split="validation"),
+        examination(config, model, tokenizer, mesh, grader, split="validation"),
         samples=GATE_SAMPLES,
         teacher_samples=GATE_SAMPLES,
         temperature=1.0,
@@ -294,7 +322,7 @@ def measure_gate(
         top_k=0,
     )
     base = exam.student(params, step=0).rewards
-    gold = [toolcalls.solution(problem) for problem in exam.problems]
+    gold = [demonstrations.solution(problem) for problem in exam.problems]
     taught = exam.with_solutions(params, exam.problems, gold, step=0).rewards
     levels = {
         level: (float(rewards.mean()), float(other.mean()))

@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
 from drift_jax.data import prompting
 from drift_jax.rewards import grader_for
-from drift_jax.types import Problem, Rollouts
+from drift_jax.rewards.pool import RewardPool
+from drift_jax.types import Problem, Rollouts, Score
+
+
+class RewardsFailed(RuntimeError):
+    """A reward function failed on every response of a step; the message has one cause."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +29,9 @@ class Answers:
       lengths: response tokens, the stop token included.
       entropies: mean token entropy, in nats.
       finished: bool, False where the response was cut at the limit.
+      failures: a cause for each response on which a user's reward function failed; its reward is 0.
+      feedback: what the grader said was wrong, blank where nothing. [problem][group]; None where
+        nobody asked.
     """
 
     responses: list[list[str]]
@@ -32,15 +41,66 @@ class Answers:
     lengths: np.ndarray
     entropies: np.ndarray
     finished: np.ndarray
+    failures: tuple[str, ...] = ()
+    feedback: list[list[str]] | None = None
 
 
-def grade(tokenizer: Any, problems: Sequence[Problem], rollouts: Rollouts) -> Answers:
-    """Decodes the rollouts of each problem and scores them with the task's verifier.
+class Grader:
+    """Scores responses; use it as a context manager, which closes the pool.
+
+    Without a pool each problem is graded by the verifier of its task, in this process: that takes
+    microseconds and never fails. With one, by the user's function in the pool's processes.
+    """
+
+    def __init__(self, pool: RewardPool | None = None) -> None:
+        self._pool = pool
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._pool is not None:
+            self._pool.close()
+
+    def score(
+        self, problems: Sequence[Problem], responses: Sequence[Sequence[str]]
+    ) -> list[list[Score]]:
+        """Scores of the responses to each problem. [problem][group]"""
+        if self._pool is None:
+            return [
+                [grader_for(problem.task)(response, problem.answer) for response in group]
+                for problem, group in zip(problems, responses, strict=True)
+            ]
+        pairs = [
+            (response, problem.answer)
+            for problem, group in zip(problems, responses, strict=True)
+            for response in group
+        ]
+        scores = iter(self._pool.score(pairs))
+        return [[next(scores) for _ in group] for group in responses]
+
+
+def grade(
+    tokenizer: Any,
+    problems: Sequence[Problem],
+    rollouts: Rollouts,
+    grader: Grader | None = None,
+) -> Answers:
+    """Decodes the rollouts of each problem and scores them.
 
     Args:
       tokenizer: of the policy.
       problems: in the order of the rollouts' rows.
       rollouts: problem-major rows.
+      grader: scores the texts; None is the verifier of each problem's task.
+
+    Raises:
+      RewardsFailed: the reward function failed on all of them; training on zeros would be silent.
     """
     shape = (len(problems), len(rollouts.tokens) // len(problems))
     texts = [
@@ -48,16 +108,21 @@ def grade(tokenizer: Any, problems: Sequence[Problem], rollouts: Rollouts) -> An
         for tokens, length in zip(rollouts.tokens, rollouts.lengths, strict=True)
     ]
     responses = [texts[i * shape[1] : (i + 1) * shape[1]] for i in range(shape[0])]
-    scores = [
-        [grader_for(problem.task)(response, problem.answer) for response in group]
-        for problem, group in zip(problems, responses, strict=True)
-    ]
+    scores = (grader or Grader()).score(problems, responses)
+    failures = tuple(one.feedback for group in scores for one in group if one.failed)
+    if failures and len(failures) == len(texts):
+        raise RewardsFailed(
+            f"all {len(texts)} calls of the reward function failed, the first one so: "
+            f"{failures[0]}; mend it and run the same command again"
+        )
     return Answers(
         responses=responses,
-        rewards=np.array([[score.reward for score in group] for group in scores], np.float64),
-        predictions=[[score.prediction for score in group] for group in scores],
-        well_formed=np.array([[score.well_formed for score in group] for group in scores], bool),
+        rewards=np.array([[one.reward for one in group] for group in scores], np.float64),
+        predictions=[[one.prediction for one in group] for group in scores],
+        well_formed=np.array([[one.well_formed for one in group] for group in scores], bool),
         lengths=rollouts.lengths.reshape(shape),
         entropies=rollouts.mean_entropy.reshape(shape),
         finished=rollouts.finished.reshape(shape),
+        failures=failures,
+        feedback=[[score.feedback for score in group] for group in scores],
     )

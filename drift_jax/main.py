@@ -7,7 +7,8 @@
   --workdir=DIR                 what the run writes; default runs/<config>_<task>_<method>
   --fork_from=DIR@STEP          start a new run from a checkpoint of another one, with any change
 
-Exit codes: 0 done; 1 stopped by numbers that are not finite; 2 bad input, nothing was written;
+Exit codes: 0 done; 1 stopped by numbers that are not finite, or by a
+reward function that fails on all responses; 2 bad input, nothing was written;
 75 stopped on request (SIGTERM), run it again.
 """
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from drift_jax import examination, metrics, statistics, summary
+from drift_jax import examination, metrics, selection, statistics, summary
 from drift_jax.decision import Decision
 from drift_jax.examination import Examination, Gate
 from drift_jax.grading import Answers
@@ -61,8 +61,10 @@ class Reporter:
         self._progress = Progress(config.train.steps, done=start, every=config.logging.every)
         self._times: defaultdict[str, float] = defaultdict(float)
         self._began = time.monotonic()
+        self._cpu = 0.0  # not now: what the process has done so far belongs to its first step
         self._memory = memory
         self._replaced = memory.buffer.replaced  # a resumed buffer has a past
+        self._warned = False
         self._stop = False
         self._handlers: dict[int, Any] = {}
 
@@ -109,6 +111,7 @@ class Reporter:
             )
         if self._config.evaluation.at_start:
             row |= self._evaluate(0, state)
+        row["time/cpu"] = self._cpu_since()
         self._run.writer.write(0, row)
         self._times.clear()
 
@@ -144,11 +147,13 @@ class Reporter:
         config = self._config
         last = step == config.train.steps
         self._memory.tokens_total += int(answers.lengths.sum())
+        self._note_failures(step, answers)
         row = self._row(step, answers, decision, added, numbers)
-        evaluated = None
+        evaluated, improved = None, False
         if last or _due(step, config.evaluation.every):
             row |= self._evaluate(step, state)
-            evaluated = row[f"eval/mean@{config.evaluation.samples}"]
+            evaluated, improved = self._judge(row)
+        row["time/cpu"] = self._cpu_since()
         self._run.writer.write(step, row)
         self._progress.update(step, row)
         if _due(step, config.logging.samples_every):
@@ -157,7 +162,8 @@ class Reporter:
         stopping = self._stop and not last
         skipped = int(state.skipped)
         failed = skipped >= config.train.max_skipped
-        if failed or last or stopping or _due(step, config.checkpoint.every):
+        wanted = improved and config.checkpoint.keep_best
+        if failed or last or stopping or wanted or _due(step, config.checkpoint.every):
             self._run.save(step, state, self._memory, evaluated)
         if failed:
             raise RunStopped(
@@ -181,7 +187,10 @@ class Reporter:
             caption = (
                 f"everything is in {self._run.path}: metrics.jsonl, samples, eval, checkpoints"
             )
-            self._progress.print(final_table(rows, title=title, caption=caption))
+            self._progress.print(final_table(rows, title=title))
+            for line in selection.lines(self._run.path, split):
+                self._progress.print(line)
+            self._progress.print(caption)
 
     def _row(
         self,
@@ -193,16 +202,15 @@ class Reporter:
     ) -> dict[str, float]:
         bins = self._config.difficulty
         row = {name: float(value) for name, value in numbers.items()}
-        row |= summary.rollout_metrics(answers, decision.routes, decision.advantages)
+        row |= summary.rollout_metrics(answers, decision)
         row |= summary.routing_metrics(
-            decision.pass_rate,
-            decision.routes,
-            decision.policy_weight,
-            decision.distill_weight,
+            decision,
             easy_above=bins.easy_above,
             hard_below=bins.hard_below,
+            bins=bins.bins,
+            softness=bins.softness,
         )
-        row |= summary.teacher_metrics(decision.choice)
+        row |= summary.teacher_metrics(decision)
         row |= summary.memory_metrics(self._memory, step, added, self._replaced)
         self._replaced = self._memory.buffer.replaced
         row |= {f"time/{phase}": seconds for phase, seconds in self._times.items()}
@@ -211,16 +219,49 @@ class Reporter:
         self._times.clear()
         return row
 
+    def _cpu_since(self) -> float:
+        """CPU seconds of the process since the call before."""
+        before, self._cpu = self._cpu, time.process_time()
+        return self._cpu - before
+
     def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         with self.clock("evaluate"):
             row, answers = examination.examine(self._exam, state.trainable, state.teacher, step)
             examination.write_result(self._run.path / "eval", self._exam, answers, row, step)
+            held_back = self._exam.validation
+            if held_back is not None:
+                found, responses = examination.examine(held_back, state.trainable, None, step)
+                name = f"mean@{held_back.samples}"
+                row[f"validation/{name}"] = found[f"eval/{name}"]
+                folder = self._run.path / "validation"
+                examination.write_result(folder, held_back, responses, found, step)
+        self._note_failures(step, answers)
         k = self._config.evaluation.samples
-        self._progress.print(
+        text = (
             f"step {step}: {self._config.evaluation.split} mean@{k} {row[f'eval/mean@{k}']:.3f}, "
             f"best@{k} {row[f'eval/best@{k}']:.3f}"
         )
+        if held_back is not None:
+            text += f", validation {name} {row[f'validation/{name}']:.3f}"
+        self._progress.print(text)
         return row
+
+    def _judge(self, row: Mapping[str, float]) -> tuple[float, bool]:
+        """What "best" is measured by, and whether this is the best on validation so far."""
+        if self._exam.validation is None:
+            return row[f"eval/mean@{self._exam.samples}"], False
+        value = row[f"validation/mean@{self._exam.validation.samples}"]
+        return value, self._memory.is_best(value)
+
+    def _note_failures(self, step: int, answers: Answers) -> None:
+        """Responses on which the user's reward function failed: an event, and the first aloud."""
+        if not answers.failures:
+            return
+        count, first = len(answers.failures), answers.failures[0]
+        self._run.writer.event("reward_failed", step, {"count": count, "first": first})
+        if not self._warned:
+            self._progress.print(f"step {step}: {first} ({count} responses; see events.jsonl)")
+        self._warned = True
 
     def _write_samples(
         self,
@@ -238,7 +279,7 @@ class Reporter:
             problems,
             answers,
             decision,
-            rollouts.tokens,
+            decision.replayed.joined(rollouts).tokens,
             {name: values.reshape(-1, values.shape[-1]) for name, values in fetched.items()},
             detail_fraction=self._config.logging.samples_token_detail_fraction,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from drift_jax import statistics
-from drift_jax.rewards import grader_for
+from drift_jax.grading import Grader
 from drift_jax.statistics import Estimate
 from drift_jax.types import Problem
 
@@ -36,17 +36,22 @@ def guessing_baseline(problems: Sequence[Problem]) -> float | None:
 
 
 def majority_baseline(
-    problems: Sequence[Problem], training: Sequence[Problem]
+    problems: Sequence[Problem], training: Sequence[Problem], grader: Grader | None = None
 ) -> tuple[str, float] | None:
     """The most frequent training answer, and the score of always giving it.
 
     None where no answer stands for more than a tenth of the training problems.
+
+    Args:
+      problems: the evaluated ones.
+      training: of the same task.
+      grader: scores them; None is the task's own verifier.
     """
     answer, count = Counter(problem.answer for problem in training).most_common(1)[0]
     if count < 0.1 * len(training):
         return None
-    grade = grader_for(problems[0].task)
-    return answer, float(np.mean([grade(answer, problem.answer).reward for problem in problems]))
+    scores = (grader or Grader()).score(problems, [[answer]] * len(problems))
+    return answer, float(np.mean([one.reward for [one] in scores]))
 
 
 def estimates(rows: Sequence[Mapping[str, Any]]) -> dict[str, Estimate]:
@@ -119,7 +124,10 @@ def paired_test(
 
 
 def text(
-    rows: Sequence[Mapping[str, Any]], problems: Sequence[Problem], training: Sequence[Problem]
+    rows: Sequence[Mapping[str, Any]],
+    problems: Sequence[Problem],
+    training: Sequence[Problem],
+    grader: Grader | None = None,
 ) -> str:
     """The whole scorecard, a line each.
 
@@ -127,6 +135,7 @@ def text(
       rows: one an evaluated problem, in the order of `problems`.
       problems: the evaluated ones.
       training: of the same task, for the majority baseline.
+      grader: scores its answers; None is the task's own verifier.
     """
     lines = [f"{len(rows)} problems, {len(rows[0]['rewards'])} samples each"]
     lines += [
@@ -140,7 +149,7 @@ def text(
     guess = guessing_baseline(problems)
     if guess is not None:
         lines.append(f"  baseline: guessing an option {guess:.3f}")
-    majority = majority_baseline(problems, training)
+    majority = majority_baseline(problems, training, grader)
     if majority is not None:
         lines.append(f"  baseline: always answering {majority[0]!r} {majority[1]:.3f}")
     levels = dict.fromkeys(row["level"] for row in rows)

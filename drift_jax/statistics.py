@@ -16,6 +16,8 @@ import numpy as np
 _TABLE_SEED = 42
 _TABLE_ROWS = 1000
 
+RESAMPLES = 4000  # of `nested_mean`
+
 
 @dataclass(frozen=True, eq=False)
 class Estimate:
@@ -248,3 +250,99 @@ def _table(name: str, values: np.ndarray, k: int | None = None) -> np.ndarray:
     if not np.all(np.isfinite(table)):
         raise ValueError(f"{name}: got {table[~np.isfinite(table)][0]}; pass finite numbers only")
     return table
+
+
+# ---- several runs -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NestedEstimate:
+    """A mean over worlds, seeds and problems.
+
+    Attributes:
+      value: the mean of the worlds' means.
+      low, high: ends of its bootstrap percentile interval.
+      p_value: two-sided, for a mean of 0: twice the share of resampled means on the other side.
+    """
+
+    value: float
+    low: float
+    high: float
+    p_value: float
+
+
+def nested_mean(
+    worlds: Sequence[np.ndarray],
+    *,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[NestedEstimate]:
+    """Means over worlds x seeds x problems, with a bootstrap that resamples on each level.
+
+    A resample draws worlds, in each of them seeds, and in each of them problems, the same ones for
+    all its seeds, since a problem that is hard is hard for every seed. Of n worlds or seeds it
+    draws n - 1 (Rao and Wu 1988): n would understate the variance by (n - 1) / n, which is half of
+    it for two. A level with one member is not resampled, and the interval then says nothing about
+    others.
+
+    Coverage of the 95 % interval in simulations with 96 problems, per 1,000: where worlds differ by
+    more than the noise of one, 885 for 2 worlds x 1 seed, 955 to 978 from 2 x 3 on; where they do
+    not differ at all, 990 and more: it errs to the wide side.
+
+    Args:
+      worlds: an array a world. float [measure, seed, problem]; measures are estimated apart, on the
+        same resamples.
+      confidence: coverage of the intervals, between 0 and 1.
+      resamples: number of resamples.
+      seed: of the bootstrap.
+
+    Returns:
+      An estimate a measure.
+    """
+    arrays = [np.asarray(world, np.float64) for world in worlds]
+    if not arrays or any(array.ndim != 3 or not array.size for array in arrays):
+        shapes = ", ".join(str(array.shape) for array in arrays) or "nothing"
+        raise ValueError(
+            f"nested_mean: got {shapes}; pass a [measure, seed, problem] array a world"
+        )
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise ValueError("nested_mean: got a number that is not finite; pass finite numbers only")
+    rng = np.random.default_rng(seed)
+    drawn = max(1, len(arrays) - 1)
+    picked = rng.integers(len(arrays), size=(resamples, drawn))
+    means = np.zeros((resamples, len(arrays[0])))
+    for world, array in enumerate(arrays):
+        rows = np.nonzero(picked == world)[0]  # a resample may hold a world more than once
+        seeds = _shares(rng, array.shape[1], len(rows), drawn=max(1, array.shape[1] - 1))
+        problems = _shares(rng, array.shape[2], len(rows), drawn=array.shape[2])
+        for measure, values in enumerate(array):
+            np.add.at(means[:, measure], rows, ((seeds @ values) * problems).sum(axis=1) / drawn)
+    estimates = []
+    for measure, column in enumerate(means.T):
+        value = float(np.mean([array[measure].mean() for array in arrays]))
+        low, high = np.quantile(column, [(1 - confidence) / 2, (1 + confidence) / 2])
+        beyond = min(np.sum(column <= 0), np.sum(column >= 0))
+        p_value = min(1.0, 2 * (1 + int(beyond)) / (1 + resamples))
+        estimates.append(NestedEstimate(value, float(low), float(high), p_value))
+    return estimates
+
+
+def _shares(rng: np.random.Generator, count: int, rows: int, *, drawn: int) -> np.ndarray:
+    """How much each of `count` members weighs when `drawn` are drawn. [row, member]"""
+    return rng.multinomial(drawn, np.full(count, 1 / count), size=rows) / drawn
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values corrected for being several, after Holm (1979).
+
+    The chance that any true null hypothesis is rejected at level a is at most a, whatever depends
+    on what. The smallest is multiplied by their number, the next by one less, and so on; none
+    falls below the one before it.
+    """
+    order = np.argsort(p_values, kind="stable")
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected

@@ -1,17 +1,18 @@
 """A step in numbers and in lines: host metrics, and the rows of the sample files."""
 
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from drift_jax import difficulty
+from drift_jax.batching import Batch
 from drift_jax.decision import Decision
 from drift_jax.grading import Answers
 from drift_jax.memory import Memory
 from drift_jax.metrics import detail_rows
-from drift_jax.teacher import Choice
-from drift_jax.types import Problem, Routes
+from drift_jax.types import Problem
 
 # Per-token values of the update that are written for a share of the samples.
 TOKEN_DETAILS = (
@@ -26,9 +27,10 @@ TOKEN_DETAILS = (
 )
 
 
-def rollout_metrics(answers: Answers, routes: Routes, advantages: np.ndarray) -> dict[str, float]:
-    """What was sampled (`rollout/...`)."""
-    correct = routes.is_correct
+def rollout_metrics(answers: Answers, decision: Decision) -> dict[str, float]:
+    """What was sampled (`rollout/...`), and whether it could be graded; nothing replayed."""
+    correct = decision.routes.is_correct[:, : decision.group_size]
+    advantages = decision.advantages[:, : decision.group_size]
     return {
         "rollout/reward_mean": float(answers.rewards.mean()),
         "rollout/success_fraction": float(correct.mean()),
@@ -40,40 +42,44 @@ def rollout_metrics(answers: Answers, routes: Routes, advantages: np.ndarray) ->
         "rollout/truncated_fraction": float(1 - answers.finished.mean()),
         "rollout/tokens": float(answers.lengths.sum()),
         "rollout/advantage_abs_mean": float(np.abs(advantages).mean()),
+        "reward/failed_fraction": len(answers.failures) / answers.rewards.size,
     }
 
 
 def routing_metrics(
-    pass_rate: np.ndarray,
-    routes: Routes,
-    policy_weight: np.ndarray,
-    distill_weight: np.ndarray,
-    *,
-    easy_above: float,
-    hard_below: float,
+    decision: Decision, *, easy_above: float, hard_below: float, bins: str, softness: float
 ) -> dict[str, float]:
-    """Where samples and problems went (`routing/...`)."""
-    easy, medium, hard = difficulty.bin_fractions(pass_rate, easy_above, hard_below)
-    policy, distill = policy_weight > 0, distill_weight > 0
+    """Where rollouts and problems went (`routing/...`)."""
+    easy, medium, hard = difficulty.bin_fractions(
+        decision.pass_rate, easy_above, hard_below, bins=bins, softness=softness
+    )
+    policy = decision.policy_weight[:, : decision.group_size] > 0
+    weights = decision.distill_weight[:, : decision.group_size]
+    distill = weights > 0
     return {
         "routing/easy_fraction": easy,
         "routing/medium_fraction": medium,
         "routing/hard_fraction": hard,
-        "routing/pass_rate_mean": float(pass_rate.mean()),
-        "routing/weight_mean": float(routes.routing_weight.mean()),
+        "routing/pass_rate_mean": float(decision.pass_rate.mean()),
+        "routing/weight_mean": float(decision.routes.routing_weight.mean()),
+        "routing/distill_weight_mean": float(weights.sum() / max(distill.sum(), 1)),
         "routing/policy_fraction": float(policy.mean()),
         "routing/distill_fraction": float(distill.mean()),
         "routing/dropped_fraction": float((~policy & ~distill).mean()),
     }
 
 
-def teacher_metrics(choice: Choice) -> dict[str, float]:
-    """Who had a teacher, and from where (`teacher/...`, `buffer/fallback_hits`)."""
+def teacher_metrics(decision: Decision) -> dict[str, float]:
+    """Who had a teacher, and from where (`teacher/...`, `buffer/...`)."""
+    source = decision.choice.source[:, : decision.group_size]
+    told = [text is not None for row in decision.choice.feedback for text in row]
     return {
-        "teacher/available_fraction": float(choice.has_teacher.mean()),
-        "teacher/sibling_fraction": float((choice.source == "sibling").mean()),
-        "teacher/buffer_fraction": float((choice.source == "buffer").mean()),
-        "buffer/fallback_hits": float((choice.source == "buffer").any(axis=1).sum()),
+        "teacher/available_fraction": float((source != "none").mean()),
+        "teacher/sibling_fraction": float((source == "sibling").mean()),
+        "teacher/buffer_fraction": float((source == "buffer").mean()),
+        "teacher/feedback_fraction": sum(told) / source.size,
+        "buffer/fallback_hits": float((source == "buffer").any(axis=1).sum()),
+        "buffer/replayed_rows": float(decision.replayed.present.sum()),
     }
 
 
@@ -95,6 +101,25 @@ def memory_metrics(memory: Memory, step: int, added: int, replaced_before: int) 
     return metrics
 
 
+def work_metrics(
+    ids: Sequence[str], prompts: Sequence[np.ndarray], batch: Batch
+) -> dict[str, float]:
+    """What the step was about and how many tokens went through the model (`compute/...`).
+
+    Args:
+      ids: of the step's problems, in order.
+      prompts: their token ids.
+      batch: the rows of the update, on the host.
+    """
+    teacher = 0 if batch.teacher_mask is None else batch.teacher_mask.sum()
+    return {
+        "data/order": float(zlib.crc32("\n".join(ids).encode())),
+        "compute/prompt_tokens": float(sum(map(len, prompts))),
+        "compute/student_tokens": float(batch.student_mask.sum()),
+        "compute/teacher_tokens": float(teacher),
+    }
+
+
 def sample_rows(
     problems: Sequence[Problem],
     answers: Answers,
@@ -106,45 +131,72 @@ def sample_rows(
 ) -> Iterator[dict[str, Any]]:
     """One object a sample for samples/<step>.jsonl, in the order of the batch.
 
+    A success that was replayed follows the rollouts of its group, with `replayed` true; empty
+    places are left out.
+
     Args:
       problems: of the step.
       answers: their graded rollouts.
       decision: what the step decided about them.
-      tokens: sampled token ids. [batch, time]
+      tokens: token ids of all members. [batch, time]
       details: per-token values of the update. [batch, time] each
       detail_fraction: share of the samples that get them.
     """
-    count, group_size = answers.rewards.size, answers.rewards.shape[1]
-    detailed = set(detail_rows(count, detail_fraction))
-    for index in range(count):
-        row, rollout = divmod(index, group_size)
-        length = int(answers.lengths[row, rollout])
-        sample: dict[str, Any] = {
+    shape = decision.advantages.shape
+    present = np.concatenate([np.ones_like(answers.rewards, bool), decision.replayed.present], 1)
+    indices = np.flatnonzero(present)
+    detailed = set(indices[detail_rows(len(indices), detail_fraction)].tolist())
+    for index in indices.tolist():
+        row, member = divmod(index, shape[1])
+        sample = {
             "id": problems[row].id,
-            "rollout": rollout,
+            "rollout": member,
+            "replayed": member >= decision.group_size,
             "level": problems[row].level,
             "prompt": problems[row].messages[-1]["content"],
-            "response": answers.responses[row][rollout],
             "answer": problems[row].answer,
-            "reward": float(answers.rewards[row, rollout]),
-            "prediction": answers.predictions[row][rollout],
-            "finished": bool(answers.finished[row, rollout]),
-            "length": length,
-            "entropy": float(answers.entropies[row, rollout]),
-            "advantage": float(decision.advantages[row, rollout]),
+            **_response(answers, decision, row, member),
+            "advantage": float(decision.advantages[row, member]),
             "pass_rate": float(decision.pass_rate[row]),
             "gamma": float(decision.routes.routing_weight[row]),
-            "medium": bool(decision.routes.is_medium[row]),
-            "correct": bool(decision.routes.is_correct[row, rollout]),
-            "policy_weight": float(decision.policy_weight[row, rollout]),
-            "distill_weight": float(decision.distill_weight[row, rollout]),
-            "teacher_source": str(decision.choice.source[row, rollout]),
-            "teacher_text": decision.choice.text[row][rollout],
+            "medium": decision.routes.is_medium[row].item(),  # a share where bins are soft
+            "correct": bool(decision.routes.is_correct[row, member]),
+            "policy_weight": float(decision.policy_weight[row, member]),
+            "distill_weight": float(decision.distill_weight[row, member]),
+            "gate": float(decision.gate[row, member]),
+            "teacher_source": str(decision.choice.source[row, member]),
+            "teacher_text": decision.choice.text[row][member],
+            "teacher_feedback": decision.choice.feedback[row][member],
         }
         if index in detailed:
+            length = sample["length"]
             sample["tokens"] = tokens[index, :length].tolist()
             sample |= {
                 name: np.round(details[name][index, :length].astype(float), 6).tolist()
                 for name in TOKEN_DETAILS
             }
         yield sample
+
+
+def _response(answers: Answers, decision: Decision, row: int, member: int) -> dict[str, Any]:
+    """What is known of one member's response: sampled and graded now, or stored before."""
+    if member < decision.group_size:
+        return {
+            "response": answers.responses[row][member],
+            "reward": float(answers.rewards[row, member]),
+            "prediction": answers.predictions[row][member],
+            "finished": bool(answers.finished[row, member]),
+            "length": int(answers.lengths[row, member]),
+            "entropy": float(answers.entropies[row, member]),
+        }
+    place = member - decision.group_size
+    entry = decision.replayed.entries[row][place]
+    assert entry is not None  # the caller leaves empty places out
+    return {
+        "response": entry.response,
+        "reward": entry.reward,
+        "prediction": None,
+        "finished": True,
+        "length": len(decision.replayed.tokens[row][place]),
+        "entropy": entry.entropy,
+    }

@@ -1,8 +1,8 @@
 """Who teaches whom: the success sibling sib+ of every sample (DRIFT section 3.1, Eqs. 19-20).
 
 The self-teacher is the model itself, shown a correct answer to the same problem: a sibling of the
-same group, or, where the whole group is wrong, an entry of the success buffer. Host side: plain
-loops over a few hundred samples.
+same group, or, where the whole group is wrong, an entry of the success buffer. It may also be shown
+what the verifier said about the sample itself. Host side: plain loops over a few hundred samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -110,20 +110,34 @@ class Choice:
     """The teacher of every sample.
 
     Attributes:
-      text: response shown to the teacher, or None where the sample has no teacher.
-        [problem][group].
-      source: "sibling", "buffer" or "none". str [problem, group].
+      text: response shown to the teacher, or None where there is none to show. [problem][group].
+      source: where the teacher's context comes from: "sibling", "buffer", "feedback" (of the
+        verifier, and no solution) or "none". str [problem, group].
       sibling: rollout index of the sibling within the group, or -1. int64 [problem, group].
+      feedback: the verifier's words about the sample shown to its teacher, or None.
+        [problem][group].
     """
 
     text: list[list[str | None]]
     source: np.ndarray
     sibling: np.ndarray
+    feedback: list[list[str | None]]
 
     @property
     def has_teacher(self) -> np.ndarray:
-        """Where there is a teacher of either kind. bool [problem, group]."""
+        """Where there is a teacher of any kind. bool [problem, group]."""
         return self.source != "none"
+
+    def widened(self, members: int) -> "Choice":
+        """The same choice with `members` more samples a group at its end, without a teacher."""
+        nothing: list[str | None] = [None] * members
+        pad = ((0, 0), (0, members))
+        return Choice(
+            [row + nothing for row in self.text],
+            np.pad(self.source, pad, constant_values="none"),
+            np.pad(self.sibling, pad, constant_values=NO_SIBLING),
+            [row + nothing for row in self.feedback],
+        )
 
 
 def select(
@@ -140,6 +154,8 @@ def select(
     buffer_enabled: bool,
     rng_for: Callable[[str], np.random.Generator],
     fallback_above: float | None = None,
+    feedback: str = "none",
+    verdicts: Sequence[Sequence[str]] | None = None,
 ) -> Choice:
     """A sibling for every sample, or a buffer entry where its whole group is wrong.
 
@@ -158,10 +174,17 @@ def select(
       fallback_above: a group falls back on the buffer when no reward exceeds this, 0 in Eq. 19 as
         printed. None, the reading used by default, is one definition of success everywhere: when
         no reward reaches `success_threshold`. With rewards of 0 and 1 both are the same.
+      feedback: whose teacher is shown what the verifier said about the sample, where it said
+        anything: nobody's ("none"), that of a sample without a solution to show
+        ("without_solution"), or everybody's ("always").
+      verdicts: the verifier's words about each response, blank where it has none.
+        [problem][group]; None for a task without.
 
     Returns:
       A `Choice`.
     """
+    if feedback not in _FEEDBACK:
+        raise ValueError(f"feedback is {feedback!r}; use one of {', '.join(_FEEDBACK)}")
     rewards, entropies, lengths = _group_arrays(rewards, entropies, lengths)
     problems, group_size = rewards.shape
     if len(problem_ids) != problems or [len(row) for row in responses] != [group_size] * problems:
@@ -177,7 +200,7 @@ def select(
         success_threshold=success_threshold,
         reward_tolerance=reward_tolerance,
     )
-    source = np.where(siblings == NO_SIBLING, "none", "sibling")
+    source = np.where(siblings == NO_SIBLING, "none", "sibling").astype("<U8")
     text: list[list[str | None]] = []
     for row, problem_id in enumerate(problem_ids):
         own = responses[row]
@@ -189,7 +212,22 @@ def select(
         if buffer_enabled and all_wrong:
             text[row] = _draw(buffer, problem_id, own, rng_for(problem_id))
             source[row] = ["none" if drawn is None else "buffer" for drawn in text[row]]
-    return Choice(text, source, siblings)
+    shown: list[list[str | None]] = [[None] * group_size for _ in range(problems)]
+    for row, words in enumerate(verdicts or ()):
+        for rollout, verdict in enumerate(words):
+            if verdict.strip() and _FEEDBACK[feedback](text[row][rollout] is not None):
+                shown[row][rollout] = verdict
+                if text[row][rollout] is None:
+                    source[row, rollout] = "feedback"
+    return Choice(text, source, siblings, shown)
+
+
+# The configuration's `feedback`: whether it is shown, by whether there is a solution to show.
+_FEEDBACK: dict[str, Callable[[bool], bool]] = {
+    "none": lambda has_solution: False,
+    "without_solution": lambda has_solution: not has_solution,
+    "always": lambda has_solution: True,
+}
 
 
 def _draw(

@@ -29,6 +29,22 @@ class Problem:
     level: str = ""
 
 
+@dataclass(frozen=True)
+class Demonstration:
+    """One example of the warm start.
+
+    Attributes:
+      problem: what is asked; its answer is the right one, whatever the demonstration says.
+      reference: a solution shown in the prompt by `prompting.render_teacher`, or None for a plain
+        demonstration, whose prompt is `prompting.render(problem)`.
+      response: the text to imitate, without the end token.
+    """
+
+    problem: Problem
+    reference: str | None
+    response: str
+
+
 @dataclass
 class Rollouts:
     """The responses of one step, G to a problem.
@@ -72,13 +88,17 @@ class Routes:
     Attributes:
       routing_weight: gamma_i, weight of the policy-gradient term of a problem's correct samples.
         float [problem].
-      is_medium: beta_i, True where the pass rate lies in the medium bin. bool [problem].
+      is_medium: beta_i, True where the pass rate lies in the medium bin. bool [problem]; with soft
+        bins the share of medium, float [problem].
       is_correct: True where the reward reaches the success threshold. bool [problem, group].
+      failure_weight: weight of the distillation term of a problem's wrong samples, 1 in the paper.
+        float [problem], or one number for all.
     """
 
     routing_weight: np.ndarray
     is_medium: np.ndarray
     is_correct: np.ndarray
+    failure_weight: np.ndarray | float = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,15 +106,18 @@ class Score:
     """What a grader says about one response.
 
     Attributes:
-      reward: 1.0 for a correct response, 0.0 otherwise.
+      reward: 1.0 for a correct response, 0.0 otherwise; any finite number from a user's function.
       prediction: the answer that was read from the response, for majority votes and for people.
       well_formed: True where the response has the form that the prompt asks for. It does not
         enter the reward.
       feedback: what was wrong, in words; empty where there is nothing to say. It may contain the
         gold answer.
+      failed: True where the grader itself failed, so that the reward of 0 says nothing about the
+        response. Only a user's function can; feedback has the cause.
     """
 
     reward: float
     prediction: str
     well_formed: bool
     feedback: str
+    failed: bool = False

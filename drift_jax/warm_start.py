@@ -1,11 +1,13 @@
 """Supervised warm start of a base policy, on plain and reference-conditioned demonstrations.
 
     python -m drift_jax.warm_start --config=configs/quickstart.py:base --workdir=runs/base
+    python -m drift_jax.warm_start --config=configs/smollm2_135m.py:task=tooluse --workdir=runs/form
 
 Plain demonstrations teach the task's form and set the pass rate that training starts from.
 Reference-conditioned ones show a solution in the prompt and imitate it; they teach the model to
 read a sibling, without which a self-teacher has nothing to say. The two losses are logged apart,
-and the last lines say whether the teacher can teach. The result is a checkpoint folder, DIR/model.
+and the last lines say whether the teacher can teach. The result is a checkpoint folder, DIR/model,
+for --config.model.path of a training run. `drift_jax.data.demonstrations` says what is imitated.
 """
 
 from collections.abc import Callable
@@ -18,6 +20,7 @@ from jax.sharding import Mesh
 from drift_jax import assemble, batching, command, examination, models, optimizer, sharding, update
 from drift_jax import config as configs
 from drift_jax.config import ConfigError
+from drift_jax.data import demonstrations as sources
 from drift_jax.data import prompting, toolcalls
 from drift_jax.types import Rollouts
 
@@ -30,27 +33,29 @@ def train(config: Any, workdir: str) -> None:
     if folder.exists():
         raise ConfigError(f"{folder} exists; choose another --workdir, nothing is overwritten")
     tokenizer = assemble.open_tokenizer(config)
+    check_batches(config)
     draw = demonstrations(config, tokenizer)
     mesh = assemble.make_mesh(config)
     model, params = assemble.open_model(config, tokenizer, mesh)
     state, step_once = supervised_step(config, model, params, mesh)
     losses: dict[bool, list[float]] = {False: [], True: []}
-    for step in range(1, config.warm_start.steps + 1):
+    steps = config.warm_start.steps
+    every, window = max(1, steps // 30), max(1, steps // 60)  # lines, and what each averages over
+    for step in range(1, steps + 1):
         rng = np.random.default_rng([config.seed, step])
         reference = bool(rng.random() < config.warm_start.reference_fraction)
         batch = supervised_batch(config, draw(rng, reference), reference=reference)
         state, metrics, _ = step_once(state, sharding.put_batch(mesh, batch, axis=1), 0.0)
         losses[reference].append(-float(metrics["actor/log_prob_mean"]))
-        if step % 100 == 0 or step == config.warm_start.steps:
-            plain, shown = (np.mean(losses[kind][-50:] or np.nan) for kind in (False, True))
-            print(
-                f"step {step}/{config.warm_start.steps}  nats a token: plain {plain:.4f}, "
-                f"with a reference {shown:.4f}",
-                flush=True,
-            )
+        if step % every == 0 or step == steps:
+            seen = {"plain": losses[False], "with a reference": losses[True]}
+            means = (f"{name} {np.mean(kept[-window:]):.4f}" for name, kept in seen.items() if kept)
+            print(f"step {step}/{steps}  nats a token: {', '.join(means)}", flush=True)
     models.save(str(folder), model, state.trainable, tokenizer=tokenizer)
-    gate = examination.measure_gate(config, model, state.trainable, tokenizer, mesh)
-    print(f"{gate}\nsaved {folder}")
+    print(f"saved {folder}", flush=True)
+    with assemble.open_grader(config) as grader:
+        gate = examination.measure_gate(config, model, state.trainable, tokenizer, mesh, grader)
+    print(gate or "no gate: it needs validation problems; set data.validation_fraction")
 
 
 def demonstrations(
@@ -61,26 +66,27 @@ def demonstrations(
     Raises:
       ConfigError: for a task that has none.
     """
-    if config.task != "toolcalls":
-        raise ConfigError(
-            f"task {config.task!r} has no demonstrations; a warm start needs task=toolcalls"
-        )
-    world = toolcalls.World(config.data.world_seed)
+    draw_texts = open_demonstrations(config, tokenizer)
     stop = prompting.stop_tokens(tokenizer)[:1]
 
     def draw(rng: np.random.Generator, reference: bool) -> list[Example]:
         section = config.warm_start
         count = section.reference_batch if reference else section.plain_batch
         examples = []
-        for shown in toolcalls.demonstrations(world, rng, count, reference=reference):
+        for shown in draw_texts(rng, count, reference=reference):
+            problem = shown.problem
+            if config.data.instructions:
+                problem = toolcalls.with_instructions(problem)
             prompt = (
-                prompting.render(tokenizer, shown.problem)
+                prompting.render(tokenizer, problem, thinking=config.data.thinking)
                 if shown.reference is None
                 else prompting.render_teacher(
                     tokenizer,
-                    shown.problem,
+                    problem,
                     shown.reference,
                     max_tokens=config.teacher.max_prompt_tokens,
+                    thinking=config.data.thinking,
+                    remove_thinking=config.teacher.remove_thinking,
                 )
             )
             text = tokenizer.encode(shown.response, add_special_tokens=False)
@@ -88,6 +94,42 @@ def demonstrations(
         return examples
 
     return draw
+
+
+def open_demonstrations(config: Any, tokenizer: Any) -> sources.Draw:
+    """Where the demonstrations of the configured task come from.
+
+    A solution that does not fit into rollout.max_new_tokens is left out: the policy could not write
+    it later.
+
+    Raises:
+      ConfigError: for a task without readable problems, or without a usable solution.
+    """
+    if sources.is_generated(config.task):
+        return sources.of_generated(config.task, config.data.world_seed)
+    problems, _ = assemble.open_problems(config, tokenizer, "train")
+    limit = config.rollout.max_new_tokens
+    texts = [sources.solution(problem) for problem in problems]
+    lengths = [len(tokenizer.encode(text, add_special_tokens=False)) + 1 for text in texts]
+    fitting = [p for p, length in zip(problems, lengths, strict=True) if length <= limit]
+    if not fitting:
+        raise ConfigError(
+            f"no gold solution of {config.task} fits into rollout.max_new_tokens {limit}; the "
+            f"shortest has {min(lengths)} tokens"
+        )
+    with assemble.boundary():
+        return sources.of_problems(fitting)
+
+
+def check_batches(config: Any) -> None:
+    """Raises ConfigError unless both kinds of batches divide into micro-batches."""
+    rows = config.compute.micro_batch
+    for name in ("plain_batch", "reference_batch"):
+        if rows and config.warm_start[name] % rows:
+            raise ConfigError(
+                f"compute.micro_batch {rows} does not divide warm_start.{name} "
+                f"{config.warm_start[name]}; use a multiple of {rows}, or compute.micro_batch=0"
+            )
 
 
 def supervised_batch(config: Any, examples: list[Example], *, reference: bool) -> batching.Batch:
@@ -114,7 +156,7 @@ def supervised_batch(config: Any, examples: list[Example], *, reference: bool) -
         else config.rollout.prompt_buckets,
         teacher_buckets=(),
         response_buckets=config.rollout.response_buckets,
-        micro_batch=0,
+        micro_batch=config.compute.micro_batch,
     )
 
 

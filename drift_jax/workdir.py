@@ -1,6 +1,7 @@
 """A run's work directory: which run it holds, where that run stopped, and what it has written.
 
-    config.json   the resolved configuration, versions, devices and lineage; written once, first
+    config.json   the resolved configuration, versions, devices, lineage, and fingerprints of the
+                  problems and the base weights; written once, first
     everything else is written by `drift_jax.metrics` and `drift_jax.checkpoint`
 
 A directory belongs to one configuration: starting there again resumes it, starting another one
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 
 import drift_jax
+from drift_jax import assemble
 from drift_jax import config as configs
 from drift_jax import metrics as metric_files
 from drift_jax.checkpoint import Checkpoints, Fork, read_fork
@@ -25,6 +27,7 @@ from drift_jax.command import check_writable
 from drift_jax.config import ConfigError
 from drift_jax.memory import Memory
 from drift_jax.metrics import MetricsWriter
+from drift_jax.models.transformer import Params
 from drift_jax.update import TrainState
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "transformers")
@@ -75,7 +78,13 @@ class WorkDir:
     """The open directory of a running job."""
 
     def __init__(
-        self, workdir: str, config: Any, *, fingerprint: str, fork: Fork | None = None
+        self,
+        workdir: str,
+        config: Any,
+        *,
+        fingerprint: str,
+        base: Params | None = None,
+        fork: Fork | None = None,
     ) -> None:
         """Opens the directory, which is made at the first write; call `check` before.
 
@@ -83,11 +92,13 @@ class WorkDir:
           workdir: the folder.
           config: the resolved configuration.
           fingerprint: of the training problems; a resumed run must see the same.
+          base: parameters before the first step; their fingerprint goes into the record.
           fork: where a new run starts from.
         """
         self.path = pathlib.Path(workdir)
         self._config = config
         self._fingerprint = fingerprint
+        self._base = None if base is None else assemble.describe_base(base)
         self._fork = fork
         section = config.checkpoint
         self.checkpoints = Checkpoints(
@@ -114,7 +125,10 @@ class WorkDir:
         lineage = None
         if restored is None and self._fork is not None:
             state, host, lineage = read_fork(self._fork, state)
-            host = {**host, "metrics_bytes": 0, "files": {}, "fingerprint": self._fingerprint}
+            # The checkpoint that was best there is not here.
+            memory_state = {**host["memory"], "best_validation": None}
+            host = {**host, "memory": memory_state, "metrics_bytes": 0, "files": {}}
+            host["fingerprint"] = self._fingerprint
         elif restored is None:
             self._write_config(None)
             self._cut_back(0, {})
@@ -128,7 +142,10 @@ class WorkDir:
                 f"{self._fingerprint[:12]}, checkpoint {host['fingerprint'][:12]}); restore the "
                 "task files or choose another --workdir"
             )
-        memory.load_state_dict(host["memory"])
+        try:
+            memory.load_state_dict(host["memory"])
+        except ValueError as error:
+            raise ConfigError(f"the checkpoint does not fit this configuration: {error}") from error
         step = int(host["step"])
         if lineage or not (self.path / "config.json").exists():
             self._write_config(lineage)
@@ -172,6 +189,8 @@ class WorkDir:
             "packages": _versions(),
             "devices": [str(device) for device in jax.devices()],
             "lineage": lineage,
+            "problems": self._fingerprint,
+            "base": self._base,
         }
         self.path.mkdir(parents=True, exist_ok=True)
         partial = self.path / "config.json.partial"

@@ -3,6 +3,7 @@
 #   ensure_environment run|test   find or make a virtual environment, install drift_jax into it
 #                                 (with the extra `test`) unless that was done before, and set
 #                                 $python to its interpreter
+#   ensure_parity                 add PyTorch, as a CPU build, to that environment where there is one
 #
 # Which environment: the folder that VENV names, else the active virtual environment, else .venv
 # in the repository. PYTHON names the interpreter that a new environment is made from.
@@ -138,4 +139,26 @@ ensure_environment() {
   has_jax || touch "$venv/.drift_jax-pinned"
   if [[ "$extra" == run ]]; then (install "$venv" .); else (install "$venv" ".[$extra]"); fi
   printf '%s\n' "$key" > "$venv/.drift_jax-$extra"
+}
+
+# What the extra `parity` installs, to the version: an open requirement, and uv with any, would take
+# PyTorch's CUDA build with gigabytes of nvidia-* packages. `+cpu` names a build that has none; only
+# macOS spells it without.
+parity_packages=(torch==2.13.0+cpu networkx==3.6.1 sympy==1.14.0 mpmath==1.3.0)
+if [[ "$(uname -s)" == Darwin ]]; then parity_packages[0]=torch==2.13.0; fi
+
+# A machine whose package index has no such build goes without: the tests that need it skip and say
+# so. PyTorch's own CPU index can be named with PIP_EXTRA_INDEX_URL.
+ensure_parity() {
+  local file constraints=()
+  if "$python" -c 'import importlib.metadata as m; m.version("torch")' >/dev/null 2>&1 </dev/null
+  then return; fi
+  file="$(constraints_file "$(dirname "$(dirname "$python")")")"
+  [[ -z "$file" ]] || constraints=(--constraint "$file")
+  "$python" -m pip --version >/dev/null 2>&1 </dev/null ||
+    "$python" -m ensurepip >/dev/null 2>&1 </dev/null || true
+  say "installing ${parity_packages[0]} (200 MB, 0.8 GB of disk)"
+  "$python" -m pip install --quiet ${constraints[@]+"${constraints[@]}"} \
+    "${parity_packages[@]}" >&2 </dev/null ||
+    say "no ${parity_packages[0]} to be had here: the tests against it will be skipped"
 }

@@ -10,11 +10,13 @@
 #            LINT=0 ./launch/test.sh                  tests alone
 #            VENV=DIR ./launch/test.sh                another environment than .venv (see env.sh)
 #            DRIFT_JAX_DATA=DIR ./launch/test.sh      also the tests that read the benchmark files
+#            PARITY=1 ./launch/test.sh                also those against PyTorch (CPU build; see env.sh)
 # What the tests run with (CPU, eight fake devices, caches) is set in tests/conftest.py.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/env.sh"
 ensure_environment test
+if [[ "${PARITY:-0}" != 0 ]]; then ensure_parity; fi
 cd "$root"
 
 failed=()

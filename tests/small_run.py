@@ -72,15 +72,24 @@ def run(settings: Any, folder: Path, fork: Fork | None = None) -> bool:
         return train.train(settings, str(folder), fork)
 
 
+def update_key(settings: Any) -> str:
+    """What the compiled update depends on; it does not see what is decided on the host."""
+    sections = ("model", "objective", "rhythm", "optimizer", "compute")
+    parts = {name: settings[name].to_dict() for name in sections}
+    for name in ("scale_by_std", "advantage_over", "normaliser_rows", "weighted_rows"):
+        del parts["objective"][name]
+    del parts["rhythm"]["every_sign"]
+    parts["trust_region"] = assemble.trust_region(settings)
+    return json.dumps(parts, sort_keys=True)
+
+
 @contextlib.contextmanager
 def _compiled_once() -> Iterator[None]:
     """Runs of equal settings share the compiled update; it is a function without state."""
     make = assemble.make_update
 
     def cached(settings: Any, model: Any, state: Any) -> Any:
-        sections = ("model", "objective", "rhythm", "optimizer", "compute", "teacher")
-        parts = {name: settings[name].to_dict() for name in sections}
-        key = json.dumps(parts, sort_keys=True)
+        key = update_key(settings)
         if key not in _UPDATES:
             _UPDATES[key] = make(settings, model, state)
         return _UPDATES[key]
@@ -162,6 +171,12 @@ def checkpoint(settings: Any, folder: Path, step: int | None = None) -> tuple[An
         restored = Checkpoints(folder).restore(_template(settings), step)
     assert restored is not None, f"no checkpoint in {folder}"
     return restored
+
+
+def initial(settings: Any) -> Any:
+    """The parameters before the first step."""
+    with one_device():
+        return _template(settings).trainable
 
 
 def _template(settings: Any) -> Any:

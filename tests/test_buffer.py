@@ -210,6 +210,61 @@ def test_the_buffer_is_only_filled_for_the_first_epochs():
             assert is_usable(step, steps_per_epoch=14, fill_epochs=fill_epochs) == expected
 
 
+def test_the_later_of_fill_epochs_and_fill_steps_counts():
+    usable = [is_usable(s, steps_per_epoch=4, fill_epochs=1, fill_steps=6) for s in range(1, 9)]
+    assert usable == [False] * 6 + [True] * 2
+    assert not is_usable(4, steps_per_epoch=4, fill_epochs=1, fill_steps=2)
+
+
+# ---- the authors' release: top entries, and a limit of problems ---------------------------------
+
+
+@given(SUCCESSES)
+def test_the_top_entry_is_the_first_of_the_list_sorted_by_reward_and_step(successes):
+    buffer = SuccessBuffer(4, "newest", draw="top")
+    for index, (problem, text, reward, _) in enumerate(successes):
+        buffer.add(problem, text, reward, step=1 + index // 2)
+    for problem in "pq":
+        ranked = sorted(buffer.entries(problem), key=lambda e: (e.reward, e.step), reverse=True)
+        rng, drawn = np.random.default_rng(0), []
+        while (entry := buffer.sample(problem, rng, exclude=drawn)) is not None:
+            drawn.append(entry.response)
+        assert drawn == [entry.response for entry in ranked]
+
+
+def test_a_buffer_of_the_release_keeps_the_newest_of_the_best():
+    # Sorted by (score, step) and cut to four, as the release does after every insertion.
+    offers = [(f"text {n}", [0.5, 1.0, 1.0, 0.5, 1.0, 1.0, 1.0][n]) for n in range(7)]
+    buffer, literal = SuccessBuffer(4, "newest", draw="top"), []
+    for step, (text, reward) in enumerate(offers):
+        buffer.add("p", text, reward, step=step)
+        literal = sorted([*literal, (reward, step, text)], reverse=True)[:4]
+        assert {entry.response for entry in buffer.entries("p")} == {text for *_, text in literal}
+        assert buffer.sample("p", np.random.default_rng(0)).response == literal[0][2]
+
+
+def test_a_problem_too_many_makes_the_lowest_ranking_one_forgotten():
+    buffer = SuccessBuffer(2, max_problems=2)
+    buffer.add("old", "a", 1.0, step=1)
+    buffer.add("poor", "b", 0.5, step=2)
+    assert buffer.add("new", "c", 0.75, step=3)
+    assert [problem for problem in ("old", "poor", "new") if buffer.entries(problem)] == [
+        "old",
+        "new",
+    ]
+    assert not buffer.add("worse", "d", 0.6, step=4)  # is itself the lowest
+    assert buffer.add("better", "e", 0.75, step=5)  # of equal rewards the oldest goes
+    assert buffer.entries("old") and buffer.entries("better") and not buffer.entries("new")
+    assert buffer.problem_count == 2
+
+
+def test_bad_settings_of_the_draw_are_refused_in_one_line():
+    with pytest.raises(ValueError, match="draw is 'best'; use one of uniform, top"):
+        SuccessBuffer(draw="best")
+    with pytest.raises(ValueError, match="max_problems is -1"):
+        SuccessBuffer(max_problems=-1)
+
+
 # ---- state --------------------------------------------------------------------------------------
 
 

@@ -15,7 +15,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from drift_jax.checkpoint import CheckpointError, Checkpoints, parse_fork, read_fork
+from drift_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    fingerprint,
+    parse_fork,
+    read_fork,
+)
 
 
 class Moments(NamedTuple):
@@ -419,3 +425,20 @@ def test_a_fork_passes_over_damage_without_touching_the_other_run(tmp_path):
     assert (tmp_path / "checkpoints" / "20").is_dir()
     with pytest.raises(CheckpointError, match="checkpoint 20 in .* is damaged"):
         read_fork(parse_fork(f"{tmp_path}@20"), make_state())
+
+
+def test_a_fingerprint_knows_values_names_types_and_places_but_no_sharding():
+    tree = {"a": jnp.arange(16.0), "b": jnp.ones(3)}
+    found = fingerprint(tree)
+    assert len(found) == 64 and found == fingerprint(dict(tree))
+    mesh = jax.make_mesh((8,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("x"))
+    assert fingerprint({**tree, "a": jax.device_put(tree["a"], spread)}) == found
+    others = [
+        {**tree, "a": tree["a"].at[3].add(1e-6)},
+        {**tree, "a": tree["a"][::-1]},
+        {**tree, "a": tree["a"].astype(jnp.bfloat16)},
+        {"a": tree["a"], "c": tree["b"]},
+        {**tree, "a": tree["a"].reshape(4, 4)},
+    ]
+    assert found not in {fingerprint(other) for other in others}

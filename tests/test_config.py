@@ -252,12 +252,62 @@ def test_a_batch_that_devices_cannot_share_names_both_numbers_and_the_remedy():
     assert validate(config, device_count=2) is None
 
 
+def test_mini_batches_must_divide_the_problems_and_fit_the_devices():
+    with pytest.raises(ConfigError, match="mini_batches 5 does not divide .* 32; use a divisor of"):
+        validate(with_values(optimizer__mini_batches=5))
+    config = with_values(optimizer__mini_batches=8)
+    validate(config, device_count=8)
+    with pytest.raises(ConfigError, match="a mini-batch has 32 rows .* by 64 devices .* use fewer"):
+        validate(config, device_count=64)
+    validate(with_values(optimizer__mini_batches=4, compute__micro_batch=128))
+    validate(with_values(optimizer__mini_batches=4, compute__micro_batch=16))
+    config = with_values(
+        rollout__problems_per_step=12, optimizer__mini_batches=3, compute__micro_batch=24
+    )
+    with pytest.raises(ConfigError, match="micro_batch 24 does not divide the 32 rows of a mini-"):
+        validate(config)
+
+
+def test_an_advantage_mixture_is_refused_off_policy():
+    both = {"mixed__policy_wrong": 0.9, "mixed__distill_wrong": 0.1}
+    reverse = {"objective__divergence": "reverse_kl", "optimizer__mini_batches": 4}
+    with pytest.raises(ConfigError, match="mini_batches is 4, .* mixture .* use .*mini_batches=1"):
+        validate(with_values(**both, **reverse))
+    validate(with_values(**both, objective__divergence="reverse_kl"))
+    validate(with_values(**reverse))  # the branches never meet in a sample
+    validate(with_values(**both, optimizer__mini_batches=4))  # a divergence beside the policy term
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"objective__distill_ratio_cap": 0.5}, r"distill_ratio_cap is 0.5, .* or at least 1"),
+        ({"objective__sampler_correction_cap": 0.9}, r"correction_cap is 0.9, .* or at least 1"),
+        ({"objective__reshape_clip": 1.5}, r"reshape_clip is 1.5, expected at most 1"),
+        ({"optimizer__information_floor": 3.0}, r"floor 3.0 is above optimizer.information_max 2"),
+    ],
+)
+def test_caps_and_floors_that_contradict_themselves_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        validate(with_values(**values))
+
+
 def test_a_micro_batch_must_fit_the_devices_and_the_batch():
     config = with_values(compute__micro_batch=12)
     assert "12 is not divisible by 8 devices" in refusal(config, device_count=8)
     assert "12 does not divide the batch, rollout.group_size 8 x" in refusal(config)
     config.compute.micro_batch = 64
     assert validate(config, device_count=8) is None
+
+
+def test_replayed_members_count_in_the_batch_and_must_find_room_in_the_buffer():
+    values = {"buffer__group_members": 2, "rollout__problems_per_step": 3, "buffer__capacity": 2}
+    message = refusal(with_values(**values), device_count=8)
+    assert "(rollout.group_size 8 + buffer.group_members 2) x problems_per_step 3 = 30" in message
+    assert validate(with_values(**values), device_count=6) is None
+    message = refusal(with_values(**{**values, "buffer__capacity": 1}))
+    assert "buffer.group_members 2 is more than buffer.capacity 1" in message
+    assert "use a capacity of at least 2" in message
 
 
 def test_thresholds_out_of_order_are_refused():
@@ -475,6 +525,21 @@ def test_the_quickstart_takes_its_arguments():
     assert validate(config, problem_count=256) is None
 
 
+def test_the_small_real_model_takes_every_benchmark_and_grows_for_a_gpu():
+    path = ROOT / "configs" / "smollm2_135m.py"
+    for task in ("physics", "biology", "chemistry", "material", "tooluse"):
+        config = load(f"{path}:task={task},method=sdpo,seed=3")
+        assert (config.task, config.method, config.seed) == (task, "sdpo", 3)
+        assert validate(config, problem_count=100) is None
+    large = load(f"{path}:gpu")
+    assert large.rollout.problems_per_step == 32 and large.model.compute_dtype == "bfloat16"
+    assert validate(large, device_count=8, problem_count=3644) is None
+    for config in (load(str(path)), large):
+        rows = config.compute.micro_batch
+        batches = config.warm_start.plain_batch, config.warm_start.reference_batch
+        assert all(batch % rows == 0 for batch in batches)
+
+
 def test_the_papers_setting_is_complete():
     config = load(str(ROOT / "configs" / "qwen3_8b.py"))
     assert config.task == "tooluse"
@@ -493,3 +558,20 @@ def test_runlocal_is_tiny_and_needs_no_files(devices):
     assert config.model.compute_dtype == "float32"
     assert config.train.steps * config.rollout.problems_per_step * config.rollout.group_size < 100
     assert 0 < config.curriculum.warmup_steps < config.train.steps  # both stages are run
+
+
+def test_overrides_are_read_as_the_command_line_reads_them():
+    arguments = ["--config.train.steps=7", "--config.rollout.prompt_buckets=(8,16)"]
+    config = configuration.override(
+        configuration.default(), [*arguments, "--config.model.path=a=b"]
+    )
+    assert config.train.steps == 7 and config.rollout.prompt_buckets == (8, 16)
+    assert config.model.path == "a=b"
+    for argument, words in (
+        ("--config.train.step=7", "did you mean 'train.steps'"),
+        ("--config.train.steps=x", "expected a whole number"),
+        ("--config.train.steps", "is not --config.section.field=value"),
+        ("train.steps=7", "is not --config.section.field=value"),
+    ):
+        with pytest.raises(configuration.ConfigError, match=re.escape(words)):
+            configuration.override(configuration.default(), [argument])

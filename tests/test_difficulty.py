@@ -1,6 +1,7 @@
 """Difficulty routing (DRIFT section 3.2): pass rates, bins, weights, as the paper prints them."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import strategies as st
 
 from drift_jax.difficulty import (
     PassRates,
+    bernoulli_weights,
     bin_fractions,
+    bin_shares,
     branch_weights,
     gate_rows,
     route,
@@ -243,8 +246,165 @@ def test_the_gate_opens_for_correct_medium_samples_with_a_teacher_and_an_advanta
         np.testing.assert_array_equal(literal, expected)
 
 
+def test_the_release_leaves_the_weight_out_where_a_correct_sample_has_no_teacher():
+    settings = {**DRIFT_MIXED, "no_teacher": "unweighted"}
+    policy_weight, distill_weight = branch_weights(ROUTES, HAS_TEACHER, **settings)
+    np.testing.assert_array_equal(policy_weight, [[1, 0.5, 1, 0], [1, 1, 1, 0], [1, 0, 1, 0]])
+    np.testing.assert_array_equal(distill_weight, [[0, 0, 0, 1]] * 3)
+
+
+def test_wrong_samples_are_distilled_with_the_failure_weight_of_their_problem():
+    routes = Routes(
+        ROUTES.routing_weight, ROUTES.is_medium, ROUTES.is_correct, np.array([0.35, 0.0, 1.0])
+    )
+    _, distill_weight = branch_weights(routes, HAS_TEACHER, **DRIFT_MIXED)
+    np.testing.assert_array_equal(distill_weight[:, 3], np.float32([0.35, 0, 1]))
+    assert not distill_weight[:, :3].any()
+    # Correct samples are not failures, and a stage without difficulty weighs nobody.
+    _, both = branch_weights(routes, HAS_TEACHER, **{**DRIFT_MIXED, "distill_correct": 1.0})
+    np.testing.assert_array_equal(both[:, 1], 1)
+    _, plain = branch_weights(routes, HAS_TEACHER, **DRIFT_WARMUP)
+    np.testing.assert_array_equal(plain, HAS_TEACHER)
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("medium_correct", [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]),
+        ("correct", [[0, 1, 0, 0]] * 3),
+        ("all", [[0, 1, 0, 1]] * 3),
+    ],
+)
+def test_the_rows_whose_tokens_are_weighed_are_a_value(rows, expected):
+    advantages = np.full((3, 4), -0.5)
+    gate = gate_rows(ROUTES, HAS_TEACHER, advantages, rows=rows, every_sign=True)
+    np.testing.assert_array_equal(gate, expected)
+    assert gate.dtype == np.float32
+    assert not gate_rows(ROUTES, HAS_TEACHER, advantages, rows=rows).any()
+
+
+def test_with_soft_bins_a_correct_sample_is_gated_by_the_share_of_medium():
+    routes = Routes(np.ones(2), np.array([0.25, 0.75]), np.ones((2, 2), bool))
+    gate = gate_rows(routes, np.array([[True, False]] * 2), np.ones((2, 2)))
+    np.testing.assert_array_equal(gate, [[0.25, 0], [0.75, 0]])
+
+
+# ---- soft bins: the gates of the authors' release ----------------------------------------------
+
+
+def soft_shares(rate, easy_above, hard_below, softness):
+    """(easy, medium, hard) of one problem, as the pseudo-code writes it."""
+    hard = 1 / (1 + math.exp(-(hard_below - rate) / softness))
+    easy = 1 / (1 + math.exp(-(rate - easy_above) / softness))
+    medium = (1 - hard) * (1 - easy)
+    total = easy + medium + hard
+    return [easy / total, medium / total, hard / total]
+
+
+def test_soft_bins_by_hand():
+    # On the easy edge: easy = 1/2, hard = s(-5) = 0.006693, medium = 0.496654, sum 1.003346.
+    shares = bin_shares(np.array([0.7]), easy_above=0.7, hard_below=0.3, bins="soft")
+    np.testing.assert_allclose(shares, [[0.498332, 0.494997, 0.006670]], atol=1e-6)
+
+
+@given(st.lists(RATES, min_size=1, max_size=9), RATES, RATES, st.floats(0.01, 1))
+def test_soft_bins_equal_the_plain_loop(rates, one, other, softness):
+    low, high = min(one, other), max(one, other)
+    shares = bin_shares(
+        np.array(rates), easy_above=high, hard_below=low, bins="soft", softness=softness
+    )
+    expected = [soft_shares(rate, high, low, softness) for rate in rates]
+    np.testing.assert_allclose(shares, expected, atol=1e-12)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+
+
+def test_soft_bins_become_strict_where_their_edges_are_sharp():
+    rates = np.array([0.0, 0.1, 0.3, 0.6, 0.9, 1.0])
+    soft = bin_shares(rates, bins="soft", softness=1e-4)
+    np.testing.assert_allclose(soft, bin_shares(rates), atol=1e-12)
+
+
+def test_routes_of_soft_bins_mix_the_weights_by_share():
+    rates = np.array([0.05, 0.3, 0.5, 0.9])
+    shares = bin_shares(rates, bins="soft")
+    routes = route(
+        rates,
+        np.zeros((4, 2)),
+        bins="soft",
+        easy_weight=0.05,
+        hard_weight=0.3,
+        easy_distill_weight=0.35,
+        medium_distill_weight=0.0,
+    )
+    for row, (easy, medium, hard) in enumerate(shares.tolist()):
+        assert routes.routing_weight[row] == pytest.approx(0.05 * easy + medium + 0.3 * hard)
+        assert routes.failure_weight[row] == pytest.approx(0.35 * easy + hard)
+        assert routes.is_medium[row] == medium
+    assert bin_fractions(rates, bins="soft") == pytest.approx(tuple(shares.mean(axis=0)))
+
+
+def test_an_unknown_kind_of_bins_or_rows_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="bins is 'hard'; use one of strict, soft"):
+        bin_shares(np.array([0.5]), bins="hard")
+    with pytest.raises(ValueError, match="rows is 'wrong'; use one of medium_correct, "):
+        gate_rows(ROUTES, HAS_TEACHER, np.ones((3, 4)), rows="wrong")
+
+
+# ---- question weights (SC-SDPO) ----------------------------------------------------------------
+
+
+def question_weights(groups, exponent):
+    """w of each group of rewards 0 and 1, one question after another."""
+    raw = []
+    for group in groups:
+        p = sum(group) / len(group)
+        raw.append((p * (1 - p)) ** exponent if 0 < p < 1 else None)
+    mixed = [w for w in raw if w is not None]
+    if not mixed:
+        return [0.0] * len(raw)
+    mean = sum(mixed) / len(mixed)
+    return [0.0 if w is None else w / mean for w in raw]
+
+
+GROUPS = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=8)
+EXPONENTS = st.sampled_from([0.0, 0.5, 1.0, 1.7])
+
+
+def test_question_weights_by_hand():
+    # p = 1/2, 1/4, 1: standard deviations .5 and .433, mean .4665; the solved one counts nowhere.
+    correct = np.array([[1, 1, 0, 0], [0, 1, 0, 0], [1, 1, 1, 1]], bool)
+    np.testing.assert_allclose(bernoulli_weights(correct), [1.0718, 0.9282, 0], atol=1e-4)
+
+
+@given(GROUPS, EXPONENTS)
+def test_question_weights_equal_the_plain_loop(groups, exponent):
+    ours = bernoulli_weights(np.array(groups), exponent=exponent)
+    np.testing.assert_allclose(ours, question_weights(groups, exponent), atol=1e-12)
+
+
+@given(GROUPS, EXPONENTS)
+def test_question_weights_are_the_same_for_p_and_1_minus_p(groups, exponent):
+    groups = np.array(groups)
+    one = bernoulli_weights(groups, exponent=exponent)
+    np.testing.assert_allclose(one, bernoulli_weights(~groups, exponent=exponent), atol=1e-12)
+
+
+@given(st.integers(1, 3), EXPONENTS)
+def test_questions_with_one_and_the_same_pass_rate_all_weigh_1(right, exponent):
+    groups = np.array([np.roll(np.arange(4) < right, shift) for shift in range(4)])
+    np.testing.assert_allclose(bernoulli_weights(groups, exponent=exponent), 1)
+
+
+def test_with_exponent_0_every_mixed_question_weighs_1():
+    groups = np.array([[1, 0, 0, 0], [1, 1, 1, 0], [0, 0, 0, 0]], bool)
+    assert bernoulli_weights(groups, exponent=0.0).tolist() == [1, 1, 0]
+
+
+# ---- bad input ---------------------------------------------------------------------------------
+
+
 def test_bad_branch_input_is_refused_in_one_line():
-    with pytest.raises(ValueError, match="no_teacher is 'grpo'; use 'mask' or 'policy'"):
+    with pytest.raises(ValueError, match="no_teacher is 'grpo'; use one of mask, policy, "):
         branch_weights(ROUTES, HAS_TEACHER, **{**GRPO, "no_teacher": "grpo"})
     with pytest.raises(ValueError, match=r"has_teacher has shape \(3, 2\).*\(3, 4\)"):
         branch_weights(ROUTES, HAS_TEACHER[:, :2], **GRPO)

@@ -52,7 +52,7 @@ def test_every_function_and_test_of_the_index_exists(row):
 def test_files_named_in_the_readme_exist():
     for link in re.findall(r"\]\((?!http)([\w./]+)\)", README):
         assert (ROOT / link).exists(), link
-    for name in ("main", "warm_start", "methods", "evaluate", "train", "assemble"):
+    for name in ("main", "warm_start", "methods", "evaluate", "compare", "train", "assemble"):
         assert (ROOT / "drift_jax" / f"{name}.py").is_file(), name
 
 

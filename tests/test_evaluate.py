@@ -1,5 +1,6 @@
 """The evaluate command: every sample kept, nothing sampled twice, and other evaluations refused."""
 
+import dataclasses
 import json
 from typing import Any
 
@@ -42,6 +43,22 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_rows(parts, tmp_path, mon
     assert asked == [problem.id for problem in exam.problems[7:]]
     evaluate.complete(exam, params, file, 19)
     assert len(asked) == 12  # a complete one samples nothing
+
+
+def test_any_text_that_a_model_writes_survives_an_interruption(parts, tmp_path, monkeypatch):
+    _, exam, params = parts
+    odd = "a\u2028b\x85c\u2029 \udc80 é\r\n"  # line ends that JSON leaves bare, half a pair
+    real = examination.result_rows
+
+    def written(problems, answers):
+        return [{**row, "responses": [odd, odd]} for row in real(problems, answers)]
+
+    monkeypatch.setattr(examination, "result_rows", written)
+    few = dataclasses.replace(exam, problems=exam.problems[:2])
+    rows = evaluate.complete(few, params, tmp_path / "a.jsonl", 1)
+    assert evaluate.complete(few, params, tmp_path / "a.jsonl", 1) == rows
+    assert rows[1]["responses"] == [odd, odd]
+    assert "difference" in evaluate.compare(tmp_path / "a.jsonl", str(tmp_path / "a.jsonl"))
 
 
 def test_an_evaluation_sampled_in_another_way_is_refused(parts, tmp_path):

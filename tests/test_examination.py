@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from drift_jax import assemble, examination
+from drift_jax.data import source
 from drift_jax.examination import Examination, Gate
 from drift_jax.metrics import is_documented
 from drift_jax.models.transformer import ModelConfig, Params
 from drift_jax.types import Problem
 from tests import small_run
+from tests.tool_rows import write_tool_rows
 
 PROBLEMS, SAMPLES = 19, 2
 
@@ -152,6 +154,7 @@ def test_the_gate_says_whether_the_teacher_can_teach(taught, passed, verdict):
     assert gate.passed is passed
     text = str(gate)
     assert verdict in text and "\n" not in text
+    assert "sibling" not in text and "sibling" in str(Gate(base=0.0, taught=taught, levels={}))
     assert "pass rate 0.250" in text and "(easy 0.50 -> 0.90, hard 0.00 -> 0.70)" in text
 
 
@@ -166,16 +169,36 @@ def test_the_gate_compares_the_base_with_and_without_the_gold_solution(parts):
     assert "()" not in str(gate)
 
 
-def test_a_task_without_written_out_solutions_has_no_gate(parts):
+def test_a_task_of_files_without_validation_problems_has_no_gate(parts):
     config = small_run.config(task="biology")
     nothing: Any = None
     assert examination.measure_gate(config, nothing, nothing, nothing, nothing) is None
 
 
-def test_only_the_first_problems_are_asked_where_so_many_are_wanted(parts):
-    assert len(parts.exam.problems) == PROBLEMS
+def test_a_wanted_number_of_problems_is_a_sample_of_them(parts):
     few = Parts(evaluation__max_problems=3)
-    assert [p.id for p in few.exam.problems] == [p.id for p in parts.exam.problems[:3]]
+    wanted = source.sample(parts.exam.problems, 3)
+    assert [p.id for p in few.exam.problems] == [p.id for p in wanted]
+
+
+def test_a_task_of_files_has_a_gate_once_it_keeps_validation_problems(tmp_path, parts):
+    settings = small_run.config(
+        task="tooluse",
+        data__path=str(tmp_path),
+        data__validation_fraction=0.5,
+        data__max_prompt_tokens=300,
+        rollout__prompt_buckets=(300,),
+        teacher__max_prompt_tokens=400,
+        teacher__prompt_buckets=(400,),
+        evaluation__max_problems=2,
+    )
+    write_tool_rows(tmp_path, count=12)
+    with small_run.one_device():
+        gate = examination.measure_gate(
+            settings, parts.model, parts.params, parts.tokenizer, parts.mesh
+        )
+    assert gate is not None and (gate.base, gate.taught) == (0.0, 0.0)  # it knows no such task
+    assert "self-teacher cannot teach" in str(gate)
 
 
 def test_the_evaluation_of_a_run_is_this_one(parts, result, tmp_path: Path):

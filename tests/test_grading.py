@@ -7,7 +7,8 @@ import pytest
 
 from drift_jax.data import toolcalls
 from drift_jax.data.toolcalls_tokenizer import build_tokenizer
-from drift_jax.grading import grade
+from drift_jax.grading import Grader, RewardsFailed, grade
+from drift_jax.rewards.pool import RewardPool
 from drift_jax.types import Problem, Rollouts
 
 PAD, STOP = 0, 2
@@ -111,3 +112,61 @@ def test_a_solution_of_the_generated_task_is_rewarded_through_its_own_tokens():
     assert graded.rewards.tolist() == [[1, 0]] * 3
     assert [group[0] for group in graded.responses] == [toolcalls.solution(p) for p in asked]
     assert graded.lengths[:, 0].tolist() == [len(row) for row in rows[::2]]
+
+
+# ---- a user's function --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def grader(tmp_path_factory):
+    file = tmp_path_factory.mktemp("own") / "rewards.py"
+    file.write_text(
+        "def score(response, answer):\n"
+        "    thought, said = response.split('=')\n"  # a response without one is a mistake of this
+        "    return 0.5 * len(thought) + (said == answer)\n"
+    )
+    with Grader(RewardPool(f"{file}:score", workers=2)) as opened:
+        yield opened
+
+
+def test_a_users_function_grades_whatever_the_task_and_in_order(grader):
+    own = [Problem(f"mine/train/{i}", "mine", choice(0, "").messages, "AB"[i]) for i in (0, 1)]
+    texts = ["=A", "x=B", "=C", "=B"]
+    graded = grade(Letters(), own, rollouts([spelled(text) for text in texts]), grader)
+    assert graded.rewards.tolist() == [[1, 0.5], [0, 1]]
+    assert graded.predictions == [["=A", "x=B"], ["=C", "=B"]]
+    assert graded.failures == ()
+
+
+def test_failures_have_reward_0_and_are_told(grader):
+    graded = grade(
+        Letters(),
+        [choice(0, "A")],
+        rollouts([spelled("A"), spelled("=A"), spelled("a=b=c")]),
+        grader,
+    )
+    assert graded.rewards.tolist() == [[0, 1, 0]]
+    assert len(graded.failures) == 2
+    assert all(
+        "ValueError: " in cause and "rewards.py, line 2" in cause for cause in graded.failures
+    )
+
+
+def test_a_function_that_fails_on_everything_is_an_error_and_not_a_row_of_zeros(grader):
+    with pytest.raises(
+        RewardsFailed, match="all 2 calls .* the first one so: .*ValueError"
+    ) as error:
+        grade(Letters(), [choice(0, "A")], rollouts([spelled("A"), spelled("B")]), grader)
+    assert "\n" not in str(error.value)
+
+
+def test_what_the_grader_said_is_kept_beside_each_response():
+    tokenizer = build_tokenizer()
+    [problem] = toolcalls.problems(toolcalls.World(0), "train", 1)
+    right = tokenizer.encode(toolcalls.solution(problem), add_special_tokens=False)
+    graded = grade(
+        tokenizer, [problem], rollouts([[*right, tokenizer.eos_token_id], [tokenizer.eos_token_id]])
+    )
+    assert graded.feedback is not None
+    [[nothing, words]] = graded.feedback
+    assert nothing == "" and words != ""

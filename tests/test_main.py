@@ -138,6 +138,14 @@ def refused(call, tmp_path) -> Callable[..., str]:
         ),
         ((QUICKSTART, "--config.mesh.data=3"), ["mesh.data 3"]),
         ((QUICKSTART, "--fork_from=nowhere@3"), ["nowhere has no checkpoints"]),
+        (
+            (QUICKSTART, "--config.data.rewards=absent.py:score"),
+            ["reward function absent.py:score", "absent.py does not exist"],
+        ),
+        (
+            (f"{QUICKSTART}:task=mine", "--config.data.rewards=json:dumps"),
+            ["data/mine/train.json does not exist; put your problems there"],
+        ),
         ((QUICKSTART, "--config.model.path=nowhere"), ["'nowhere' is not a folder", "prepare"]),
         (
             (f"{QUICKSTART}:task=biology",),

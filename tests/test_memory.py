@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from drift_jax.buffer import SuccessBuffer
+from drift_jax.decayed_counts import DecayedCounts
 from drift_jax.difficulty import PassRates
 from drift_jax.grading import Answers
 from drift_jax.memory import Memory, draws
+from drift_jax.teacher_schedule import TeacherSchedule
 
 # Three successes and a failure: the first has the highest entropy, the third is the shortest.
 REWARDS, ENTROPIES, LENGTHS = [1.0, 1.0, 1.0, 0.0], [0.9, 0.5, 0.1, 2.0], [8, 7, 3, 1]
@@ -127,6 +129,71 @@ def test_the_state_is_a_copy_that_later_steps_do_not_touch():
     assert json.dumps(state) == text
 
 
+def everything() -> Memory:
+    """A memory all of whose parts remember something."""
+    schedule = TeacherSchedule(
+        "gated_copy", check_every=1, min_steps=2, window=2, reward_gain=0.0, length_ratio=9.0
+    )
+    buffer = SuccessBuffer(2, "newest", draw="top", max_problems=1)
+    return Memory(DecayedCounts(), buffer, schedule=schedule, reset_every=3, reset_after=2)
+
+
+def live(of: Memory, steps: range) -> list:
+    """What a run would decide in these steps."""
+    made = []
+    for step in steps:
+        rng = np.random.default_rng(step)
+        rewards = (rng.random((1, 4)) < 0.6).astype(float)
+        graded = answers(texts=[f"{step} {i}" for i in range(4)], rewards=rewards[0])
+        rate = of.visit(["p"], rewards > 0.5, step=step).tolist()
+        keep(of, graded, step=step)
+        drawn = of.buffer.sample("p", draws(0, step)("p"))
+        made.append([rate, drawn, of.schedule.next_rate(step, rewards, graded.lengths)])
+    return made
+
+
+@pytest.mark.parametrize("stop", range(10))
+def test_a_run_that_is_resumed_at_any_step_makes_the_same_decisions(stop):
+    straight = live(everything(), range(1, 11))
+    assert {rate for _, _, rate in straight} == {0.0, 1.0}
+    first, second = everything(), everything()
+    before = live(first, range(1, stop + 1))
+    second.load_state_dict(json.loads(json.dumps(first.state_dict(), allow_nan=False)))
+    assert before + live(second, range(stop + 1, 11)) == straight
+    assert json.dumps(first.state_dict()) != json.dumps(second.state_dict()) or stop == 10
+
+
+def test_pass_rates_are_forgotten_every_so_many_steps_after_the_warm_up():
+    for kept in (everything(), Memory(PassRates(), SuccessBuffer(), reset_every=3, reset_after=2)):
+        sizes = []
+        for step in range(1, 12):
+            kept.visit([f"p{step}"], np.ones((1, 4), bool), step=step)
+            sizes.append(len(kept.pass_rates))
+        assert sizes == [1, 2, 3, 4, 1, 2, 3, 1, 2, 3, 1]  # steps 5, 8 and 11 begin anew
+    kept = memory()
+    for step in range(1, 12):
+        kept.visit([f"p{step}"], np.ones((1, 4), bool), step=step)
+    assert len(kept.pass_rates) == 11
+
+
+def test_a_state_from_before_there_were_schedules_is_read():
+    old = memory()
+    keep(old, answers())
+    state = old.state_dict()
+    del state["schedule"]
+    restored = memory()
+    restored.load_state_dict(state)
+    assert restored.state_dict() == old.state_dict()
+
+
+def test_a_state_of_another_estimate_is_refused_in_one_line_that_names_the_setting():
+    counted = Memory(DecayedCounts(), SuccessBuffer())
+    for one, other, word in ((counted, memory(), "smoothed"), (memory(), counted, "beta")):
+        with pytest.raises(ValueError, match=f"difficulty.estimate={word}") as error:
+            other.load_state_dict(one.state_dict())
+        assert "\n" not in str(error.value)
+
+
 # ---- draws --------------------------------------------------------------------------------------
 
 
@@ -165,3 +232,14 @@ def test_every_entry_of_the_buffer_is_drawn_equally_often():
     drawn = [kept.buffer.sample("p", draws(0, step)("p")).response for step in range(600)]
     counts = [drawn.count(text) for text in "abc"]
     assert sum(counts) == 600 and min(counts) > 160
+
+
+def test_the_best_validation_score_is_kept_through_json_and_equal_ones_count():
+    kept = memory()
+    assert [kept.is_best(value) for value in (0.2, 0.1, 0.2, 0.4, 0.3)] == [1, 0, 1, 1, 0]
+    restored = memory()
+    restored.load_state_dict(json.loads(json.dumps(kept.state_dict())))
+    assert not restored.is_best(0.39) and restored.is_best(0.4)
+    fresh = memory()
+    fresh.load_state_dict(json.loads(json.dumps(memory().state_dict())))
+    assert fresh.is_best(-1.0)

@@ -3,12 +3,14 @@
 import ast
 import contextlib
 import io
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from drift_jax import methods
-from drift_jax.config import ConfigError, default, flatten, get, load, validate
+from drift_jax.config import ConfigError, default, flatten, get, learning_rate, load, validate
 from drift_jax.methods import DESCRIPTIONS, METHODS, apply, table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,14 +61,33 @@ def test_sdpo_distils_every_sample_from_the_first_success():
     assert config.buffer.capacity == 0
 
 
-@pytest.mark.parametrize("name", ["grpo", "sdpo", "drift_without_warmup"])
+RIVALS = (
+    "grpo", "grpo_offpolicy", "grpo_std", "grpo_lead", "sdpo", "srpo", "sc_sdpo", "distil", "pgpo",
+    "rlep", "cgtr", "rlsd", "rlrt", "advantage_mix", "sdpo_feedback",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*RIVALS, "drift_without_warmup"])
 def test_a_method_without_curriculum_is_the_same_in_both_stages(name):
     # Else an experiment that sets the length of the warm-up would give it one.
     config = apply(default(), name)
-    ours, theirs = config.warmup.to_dict(), config.mixed.to_dict()
-    if name == "grpo":  # has no teacher, so the rule that picks one does not matter
-        del ours["sibling"], theirs["sibling"]
-    assert ours == theirs
+    assert config.warmup.to_dict() == config.mixed.to_dict()
+
+
+@pytest.mark.parametrize("name", [name for name in RIVALS if name != "rlep"])
+def test_a_rival_has_nothing_of_drifts_buffer_routing_or_rhythm(name):
+    config = apply(default(), name)
+    assert config.buffer.capacity == 0
+    assert not config.mixed.use_difficulty
+    weighs = name in ("rlsd", "rlrt")  # not by Eq. 16
+    assert config.mixed.use_rhythm == weighs == (config.objective.token_weight != "rhythm")
+
+
+def test_rlep_keeps_a_buffer_that_joins_groups_and_teaches_nobody():
+    config = apply(default(), "rlep")
+    assert config.buffer.group_members == 2 <= config.buffer.capacity
+    assert not config.buffer.teaches
+    assert config.objective.scale_by_std
 
 
 def test_without_warm_up_is_drifts_stage_2_from_the_first_step():
@@ -96,13 +117,28 @@ def test_the_sdpo_stack_uses_the_top_100_and_a_tail(name):
     assert (objective.top_k, objective.rest, objective.alpha) == (100, "tail", 0.5)
 
 
-@pytest.mark.parametrize(
-    ("name", "factor"), [("drift", 1.0), ("grpo", 0.2), ("sdpo", 2.0), ("drift_literal", 1.0)]
-)
-def test_a_method_carries_a_factor_and_leaves_the_rate_to_the_experiment(name, factor):
+# Learning rates as published, on DRIFT's scale of 5e-6.
+RATES = {
+    "grpo": 1e-6, "grpo_offpolicy": 1e-6, "grpo_std": 1e-6, "grpo_lead": 1e-6, "rlep": 1e-6,
+    "rlsd": 1e-6, "rlrt": 1e-6, "srpo": 5e-6, "advantage_mix": 5e-6, "sdpo": 1e-5, "sc_sdpo": 1e-5,
+    "pgpo": 1e-5, "cgtr": 1e-5, "sdpo_feedback": 1e-5, "distil": 5e-5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_carries_a_factor_and_leaves_the_rate_to_the_experiment(name):
     config = apply(default(), name)
-    assert config.optimizer.learning_rate_factor == factor
     assert config.optimizer.learning_rate == default().optimizer.learning_rate
+    assert learning_rate(config) == pytest.approx(RATES.get(name, 5e-6))
+
+
+def test_every_rival_names_its_paper_and_its_rate():
+    for name in RIVALS:
+        said = DESCRIPTIONS[name]
+        if not name.startswith(("grpo", "advantage_mix")):  # baselines of the papers named here
+            assert re.search(r"\b\d{4}\.\d{5}\b", said), name
+        rate = f"{RATES[name]:.0e}".replace("e-0", "e-")
+        assert f"rate {rate}" in said, name
 
 
 def test_an_ablation_differs_from_drift_in_its_component_only():
@@ -111,9 +147,33 @@ def test_an_ablation_differs_from_drift_in_its_component_only():
         "drift_without_buffer": {"buffer"},
         "drift_without_warmup": {"warmup"},
         "drift_without_rhythm": {"mixed"},
+        "drift_without_bonus": {"rhythm"},
+        "drift_gate_only": {"rhythm"},
+        "drift_screened_gate": {"rhythm"},
+        "drift_bonus_only": {"rhythm"},
+        "drift_soft_bins": {"difficulty"},
+        "drift_newest_buffer": {"buffer"},
+        "drift_warmup_first": {"warmup"},
+        "drift_warmup_shortest": {"warmup"},
+        "drift_mixed_first": {"mixed"},
+        "drift_mixed_highest_entropy": {"mixed"},
+        "drift_distil_correct": {"mixed"},
+        "drift_wrong_by_grpo": {"mixed"},
+        "drift_wrong_by_both": {"mixed"},
+        "drift_success_advantage": {"objective"},
     }
     for name, sections in component.items():
         assert {field.partition(".")[0] for field in METHODS[name]} == sections
+    presets = {"drift", "drift_literal", "drift_sdpo_stack", "drift_release"}
+    assert set(METHODS) == presets | set(RIVALS) | set(component)
+
+
+def test_no_two_methods_are_the_same_values():
+    seen: dict[str, str] = {}
+    for name in METHODS:
+        values = flatten(apply(default(), name)) | {"method": ""}
+        same = seen.setdefault(json.dumps(values, sort_keys=True), name)
+        assert same == name, f"{name} is {same}"
 
 
 def test_an_unknown_method_names_the_nearest_and_all():

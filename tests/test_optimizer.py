@@ -3,9 +3,11 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from drift_jax import optimizer
+from tests import reference_methods
 
 SETTINGS = {"b1": 0.9, "b2": 0.99, "eps": 1e-8, "weight_decay": 0.1, "clip_norm": 1.0}
 
@@ -98,3 +100,75 @@ def test_the_direction_has_no_learning_rate_in_it():
     transform = optimizer.direction(**SETTINGS | {"weight_decay": 0.0})
     found, _ = transform.update({"w": jnp.array([1e-3, -20.0])}, transform.init(params), params)
     np.testing.assert_allclose(found["w"], [1.0, -1.0], rtol=1e-3)
+
+
+# ---- the scale of the update (PGPO) --------------------------------------------------------------
+
+
+def walk(scale_of_gradient=1.0, information=0.3, rate=0.1, **settings):
+    """Parameters after three steps of `direction`, from gradients that differ."""
+    rng = np.random.default_rng(1)
+    params = {"w": jnp.asarray(rng.normal(size=4), jnp.float32)}
+    transform = optimizer.direction(**SETTINGS | {"clip_norm": 1e9} | settings)
+    transform = optax.with_extra_args_support(transform)
+    state = transform.init(params)
+    for _ in range(3):
+        gradient = {"w": scale_of_gradient * jnp.asarray(rng.normal(size=4), jnp.float32)}
+        moves, state = transform.update(gradient, state, params, information=information)
+        params = jax.tree.map(lambda p, move: p - rate * move, params, moves)
+    return np.asarray(params["w"]), state
+
+
+def test_information_scale_0_leaves_every_bit_of_the_optimizer():
+    plain, _ = walk()
+    np.testing.assert_array_equal(walk(information_scale=0.0, information=jnp.nan)[0], plain)
+    # The transformation itself too, should someone put it in a chain of their own.
+    moves = {"w": jnp.asarray(np.random.default_rng(0).normal(size=9), jnp.float32)}
+    identity = optimizer.scale_by_information(information_scale=0.0)
+    found, _ = identity.update(moves, identity.init(moves), information=jnp.float32(0.7))
+    np.testing.assert_array_equal(found["w"], moves["w"])
+
+
+def test_a_constant_scale_is_adam_with_a_longer_rate_and_no_scale_of_the_loss_is():
+    kappa = np.exp(0.5 * 0.3)
+    scaled, state = walk(information_scale=0.5, weight_decay=0.0)
+    np.testing.assert_allclose(scaled, walk(rate=0.1 * kappa, weight_decay=0.0)[0], rtol=1e-6)
+    louder, _ = walk(scale_of_gradient=kappa, weight_decay=0.0)
+    assert np.abs(scaled - louder).max() > 0.01
+    np.testing.assert_allclose(louder, walk(weight_decay=0.0)[0], rtol=1e-5)  # Adam ignores it
+    np.testing.assert_allclose(optax.tree.get(state, "update_scale"), kappa, rtol=1e-6)
+
+
+def test_the_decay_is_not_scaled_and_the_moments_do_not_know_of_the_scale():
+    params = {"w": jnp.array([2.0, -3.0])}
+    transform = optimizer.direction(**SETTINGS, information_scale=1.0)
+    found, _ = transform.update(
+        {"w": jnp.zeros(2)}, transform.init(params), params, information=jnp.float32(0.5)
+    )
+    np.testing.assert_allclose(found["w"], [0.2, -0.3], rtol=1e-6)
+    scaled, plain = walk(information_scale=1.0)[1], walk()[1]
+    for moment in ("mu", "nu"):
+        np.testing.assert_array_equal(
+            optax.tree.get(scaled, moment)["w"], optax.tree.get(plain, moment)["w"]
+        )
+
+
+@pytest.mark.parametrize(
+    "information, limits, factor",
+    [
+        (0.25, {}, np.exp(0.5)),
+        (3.0, {}, 2.0),
+        (-0.25, {}, np.exp(-0.5)),
+        (-0.25, {"information_floor": 1.0}, 1.0),
+        (9.0, {"information_max": 1.5}, 1.5),
+    ],
+)
+def test_the_scale_lies_between_its_floor_and_its_maximum(information, limits, factor):
+    scale = optimizer.scale_by_information(information_scale=2.0, **limits)
+    moves = {"w": jnp.array([1.0, -2.0])}
+    found, state = scale.update(moves, scale.init(moves), information=jnp.float32(information))
+    np.testing.assert_allclose(found["w"], factor * np.array([1.0, -2.0]), rtol=1e-6)
+    expected = reference_methods.update_scale(
+        information, 2.0, limits.get("information_max", 2.0), limits.get("information_floor", 0.0)
+    )
+    np.testing.assert_allclose(state.update_scale, expected, rtol=1e-6)

@@ -209,6 +209,16 @@ def test_pinned_versions_are_exact_and_name_no_index(path):
     assert not {"torch", "tensorflow"} & names
 
 
+def test_pytorch_is_installed_for_tests_as_one_exact_cpu_build():
+    text = (ROOT / "launch" / "env.sh").read_text()
+    [listed] = re.findall(r"^parity_packages=\((.*)\)$", text, re.MULTILINE)
+    torch, *others = listed.split()
+    assert re.fullmatch(r"torch==[0-9.]+\+cpu", torch)
+    assert others and all(re.fullmatch(r"[a-z]+==[0-9.]+", other) for other in others)
+    # uv would take the CUDA build, whatever is asked of it.
+    assert not re.findall(r"uv.*(?:torch|parity)", text)
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=relative)
 def test_scripts_parse_and_stop_at_the_first_error(path):
     parse = subprocess.run(["bash", "-n", path], capture_output=True, text=True)

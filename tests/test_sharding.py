@@ -10,10 +10,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from drift_jax import assemble, sharding, update
 from drift_jax import config as configs
+from drift_jax.losses.divergence import Divergence
 from drift_jax.models import transformer
 from drift_jax.sampling import random_streams
 from drift_jax.sampling.randomness import row_keys, token_uniforms
-from tests import steps, tiny
+from tests import method_steps, steps, tiny
 
 pytestmark = pytest.mark.skipif(jax.device_count() != 8, reason="needs eight devices")
 
@@ -197,6 +198,42 @@ def test_eight_devices_give_the_loss_gradient_and_parameters_of_one(name):
         jax.tree.map(close, state.optimizer.trace, one.optimizer.trace)
         jax.tree.map(close, state.trainable, one.trainable)
         jax.tree.map(close, details, one_details)
+
+
+# All that is computed over the rows of a whole batch, or before its first mini-batch: both
+# normalisers, SRPO's mean, pi_old, DistIL's frozen credit, PGPO's information.
+EVERYTHING = update.LossSettings(
+    Divergence("forward_ce", top_k=5),
+    aggregation="token_mean",
+    distill_token_weight="teacher_entropy",
+    credit="future_mean",
+    sampler_correction_cap=2.0,
+)
+
+
+def test_eight_devices_agree_on_what_needs_the_whole_batch():
+    batch = method_steps.make_batch(method_steps.SRPO, micro_batches=2)
+    function = method_steps.make_update(EVERYTHING, mini_batches=2)
+    mesh = sharding.make_mesh(data=2, fsdp=4)
+    like_parameters = assemble.parameter_shardings(method_steps.CONFIG, mesh)
+    everywhere = sharding.replicated(mesh)
+    # float64, since the second mini-batch starts where the first one led.
+    with jax.enable_x64(True):
+        one = jax.device_get(function(method_steps.make_state(), batch, 0.25))
+        state = method_steps.make_state()
+        placement = update.TrainState(
+            step=everywhere,
+            trainable=like_parameters,
+            frozen={},
+            optimizer=state.optimizer._replace(trace=like_parameters),
+            teacher=like_parameters,
+            skipped=everywhere,
+        )
+        state = jax.device_put(state, placement)
+        eight = jax.device_get(function(state, sharding.put_batch(mesh, batch, axis=1), 0.25))
+    assert one[1]["distill/weight_max"] > 1.5 and one[1]["actor/ratio_max"] > 1.1
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)
+    jax.tree.map(close, eight, one)
 
 
 @pytest.mark.parametrize("name", MESHES)

@@ -12,8 +12,10 @@ from hypothesis.extra import numpy as arrays
 from drift_jax.statistics import (
     Estimate,
     best_at_k,
+    holm,
     majority_at_k,
     mean_at_k,
+    nested_mean,
     paired_difference,
     pass_at_k,
     worst_at_k,
@@ -238,3 +240,89 @@ def test_bad_input_is_refused_in_one_line_with_the_numbers(call, message):
     with pytest.raises(ValueError, match=message) as caught:
         call()
     assert "\n" not in str(caught.value)
+
+
+# ---- several runs -------------------------------------------------------------------------------
+
+
+def world(seeds: int, problems: int, seed: int = 0) -> np.ndarray:
+    """Scores of one measure, in which seeds and problems matter. [1, seed, problem]."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(1, seeds, 1)) + rng.normal(size=(1, 1, problems)) + 0.3
+
+
+def test_the_nested_mean_is_that_of_worlds_then_seeds_then_problems():
+    worlds = [np.array([[[0.0, 1.0], [1.0, 1.0]]]), np.array([[[0.0, 0.0, 0.3]]])]
+    (one,) = nested_mean(worlds)
+    assert one.value == pytest.approx((0.75 + 0.1) / 2)
+
+
+def test_two_worlds_of_one_seed_and_problem_resample_to_either_of_them():
+    (one,) = nested_mean([np.full((1, 1, 1), 0.2), np.full((1, 1, 1), 0.6)])
+    assert (one.value, one.low, one.high) == pytest.approx((0.4, 0.2, 0.6))
+
+
+def test_nested_resamples_scatter_as_literal_loops_do():
+    worlds = [world(3, 8, seed) for seed in range(3)]
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(4000):
+        parts = []
+        for _ in range(2):  # one less than the worlds
+            (table,) = worlds[rng.integers(3)]
+            problems = rng.integers(8, size=8)  # the same for all seeds
+            seeds = rng.integers(3, size=2)
+            parts.append(np.mean([table[s, p] for s in seeds for p in problems]))
+        means.append(np.mean(parts))
+    (one,) = nested_mean(worlds)
+    low, high = np.quantile(means, [0.025, 0.975])
+    assert (one.low, one.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+    below = np.mean(np.array(means) <= 0)
+    assert one.p_value == pytest.approx(2 * min(below, 1 - below), abs=0.04)
+
+
+def test_one_run_has_the_interval_of_the_bootstrap_over_problems():
+    rewards = np.random.default_rng(0).random((60, 4))
+    (one,) = nested_mean([rewards.mean(axis=1)[None, None]])
+    plain = mean_at_k(rewards, resamples=4000)
+    assert one.value == pytest.approx(plain.value)
+    assert (one.low, one.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+
+
+@pytest.mark.parametrize(("worlds", "seeds", "least"), [(1, 3, 0.9), (3, 3, 0.92)])
+def test_the_nested_interval_covers_the_truth_about_as_often_as_it_says(worlds, seeds, least):
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        scores = [
+            (0.05 * rng.normal() if worlds > 1 else 0)
+            + 0.03 * rng.normal(size=(1, seeds, 1))
+            + 0.3 * rng.normal(size=(1, 1, 40))
+            + 0.15 * rng.normal(size=(1, seeds, 40))
+            for _ in range(worlds)
+        ]
+        (one,) = nested_mean(scores, resamples=300)
+        covered += one.low <= 0 <= one.high
+    assert covered / 200 >= least
+
+
+def test_measures_are_estimated_apart_on_the_same_resamples():
+    first, second = world(2, 9, 1), world(2, 9, 2)
+    both = nested_mean([np.concatenate([first, second])])
+    assert both == [*nested_mean([first]), *nested_mean([second])]
+    assert [one.p_value for one in nested_mean([0 * first])] == [1.0]
+
+
+def test_other_arrays_than_measures_by_seeds_by_problems_are_refused():
+    for worlds in ([], [np.zeros(3)], [np.zeros((1, 0, 3))]):
+        with pytest.raises(ValueError, match="measure, seed, problem"):
+            nested_mean(worlds)
+    with pytest.raises(ValueError, match="not finite"):
+        nested_mean([np.full((1, 1, 1), np.nan)])
+
+
+def test_holm_by_hand():
+    # Sorted 0.01, 0.03, 0.04: times 3, 2 and 1, none below the one before.
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([0.2]) == [0.2] and holm([]) == []

@@ -286,3 +286,60 @@ def test_bad_input_is_refused_in_one_line():
         select_sibling(ones, np.ones(2), ones, sibling="first")
     with pytest.raises(ValueError, match=r"1 problem ids and 1 rows of responses.*\(1, 2\)"):
         choose([0.0, 0.0], buffer_of(), responses=["a"])
+
+
+# ---- feedback of the verifier -------------------------------------------------------------------
+
+
+def test_feedback_stands_in_where_there_is_no_solution_to_show():
+    verdicts = [["no a", "", " \n"]]
+    choice = choose([0.0, 0.0, 0.0], buffer_of(), feedback="without_solution", verdicts=verdicts)
+    assert choice.source.tolist() == [["feedback", "none", "none"]]
+    assert choice.feedback == [["no a", None, None]]
+    assert choice.text == [[None] * 3]
+    assert choice.has_teacher.tolist() == [[True, False, False]]
+
+
+@pytest.mark.parametrize(
+    ("feedback", "shown"),
+    [
+        ("none", [None, None, None]),
+        ("without_solution", [None, None, None]),
+        ("always", ["no a", None, "no c"]),
+    ],
+)
+def test_feedback_joins_a_solution_only_where_it_is_always_shown(feedback, shown):
+    for rewards, source in (([0.0, 1.0, 0.0], "sibling"), ([0.0, 0.0, 0.0], "buffer")):
+        verdicts = [["no a", "", "no c"]]
+        choice = choose(rewards, buffer_of("x"), feedback=feedback, verdicts=verdicts)
+        assert choice.feedback == [shown]
+        assert choice.source[0, 0] == choice.source[0, 2] == source
+        assert choice.text[0][0] == choice.text[0][2] == ("b" if source == "sibling" else "x")
+
+
+@given(
+    st.lists(st.tuples(st.booleans(), st.sampled_from(["", "no"])), min_size=1, max_size=3),
+    st.sampled_from(["none", "without_solution", "always"]),
+)
+def test_feedback_equals_the_plain_loop(samples, feedback):
+    rewards = [1.0 if right else 0.0 for right, _ in samples]
+    verdicts = [[words for _, words in samples]]
+    choice = choose(rewards, buffer_of(), feedback=feedback, verdicts=verdicts)
+    for sample, (_, words) in enumerate(samples):
+        solved = reference.candidates(rewards, sample) != []
+        used = feedback == "always" or (feedback == "without_solution" and not solved)
+        assert (choice.feedback[0][sample] is not None) == (used and words != "")
+        assert choice.has_teacher[0, sample] == (solved or (used and words != ""))
+
+
+def test_more_members_of_a_group_have_no_teacher():
+    choice = choose([0.0, 1.0], buffer_of(), feedback="always", verdicts=[["no", ""]]).widened(2)
+    assert choice.text == [["b", None, None, None]]
+    assert choice.feedback == [["no", None, None, None]]
+    assert choice.source.tolist() == [["sibling", "none", "none", "none"]]
+    assert choice.sibling.tolist() == [[1, -1, -1, -1]]
+
+
+def test_an_unknown_use_of_feedback_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="'never'; use one of none, without_solution, always"):
+        choose([0.0], buffer_of(), feedback="never")

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from drift_jax import batching, grading, methods, train
+from drift_jax import batching, grading, train
+from drift_jax import config as configs
 from drift_jax.checkpoint import Checkpoints, parse_fork
 from drift_jax.metrics import MetricsWriter
 from drift_jax.reporting import RunStopped
@@ -232,6 +232,14 @@ def test_a_fork_starts_a_new_run_with_changed_values_and_its_lineage(straight, t
     assert first["routing/weight_mean"] != expected["routing/weight_mean"]
 
 
+def test_a_fork_with_another_estimate_of_pass_rates_is_refused_in_one_line(straight, tmp_path):
+    fork = parse_fork(f"{straight}@4")
+    with pytest.raises(configs.ConfigError, match="difficulty.estimate=beta") as error:
+        small_run.run(small_run.config(difficulty__estimate="beta"), tmp_path / "fork", fork)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "fork" / "metrics.jsonl").exists()
+
+
 # ---- random numbers -----------------------------------------------------------------------------
 
 
@@ -348,47 +356,7 @@ def test_ten_steps_of_different_lengths_compile_nothing_after_the_first_of_each_
     assert compiled[1] > 0  # the count counts
 
 
-# ---- methods ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module", params=methods.METHODS)
-def two_steps(request, tmp_path_factory) -> tuple[str, list[dict[str, Any]], Path]:
-    """One step of each stage with every method."""
-    folder = tmp_path_factory.mktemp(request.param)
-    settings = small_run.config(request.param, **BARE, curriculum__warmup_steps=1)
-    assert small_run.run(settings, folder)
-    return request.param, small_run.lines(folder)[1:], folder
-
-
-def test_every_method_takes_steps_with_finite_metrics(two_steps):
-    _, rows, folder = two_steps
-    assert [row["step"] for row in rows] == [1, 2]
-    for row in rows:
-        assert all(math.isfinite(value) for value in row.values()), row  # null would fail too
-        assert row["actor/grad_norm"] > 0
-        assert row["actor/update_skipped"] == 0
-        assert row["sampler/log_prob_gap_max"] < 1e-5
-    assert len(small_run.files(folder, "samples")) == 2
-
-
-def test_a_method_uses_the_terms_that_it_is_made_of(two_steps):
-    name, (stage_1, stage_2), _ = two_steps
-    policy = {"grpo": (1, 1), "sdpo": (0, 0), "drift_without_warmup": (1, 1)}.get(name, (0, 1))
-    distill = {"grpo": (0, 0)}.get(name, (1, 1))
-    for row, has_policy, has_distill in zip((stage_1, stage_2), policy, distill, strict=True):
-        assert (row["routing/policy_fraction"] > 0) == has_policy
-        assert (row["routing/distill_fraction"] > 0) == has_distill
-        assert (row["loss/distill"] != 0) == has_distill
-    gated = name not in ("grpo", "sdpo", "drift_without_rhythm")
-    assert (stage_2["rhythm/rows"] > 0) == gated
-
-
-def test_without_a_buffer_nothing_is_stored(two_steps):
-    name, rows, folder = two_steps
-    without = name in ("grpo", "sdpo", "drift_without_buffer")
-    assert all((row["buffer/entries"] == 0) == without for row in rows)
-    memory = small_run.checkpoint(small_run.config(name), folder)[1]["memory"]
-    assert (memory["buffer"]["problems"] == {}) == without
+# ---- stages -------------------------------------------------------------------------------------
 
 
 def test_a_warm_up_for_ever_never_leaves_stage_1(tmp_path):

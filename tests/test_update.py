@@ -11,8 +11,10 @@ import optax
 import pytest
 
 from drift_jax import batching, optimizer, update
+from drift_jax.loss import Fixed, loss, normalisers
 from drift_jax.losses.divergence import Divergence
 from drift_jax.models import forward, transformer
+from drift_jax.passes import Models, Run
 from drift_jax.sampling import Sampler, random_streams
 from drift_jax.sampling.sampler import decode_segment, prefill
 from drift_jax.types import Rollouts
@@ -293,14 +295,18 @@ def test_the_stop_token_receives_gradient():
 
 
 def test_no_gradient_reaches_the_teacher():
-    batch = jax.tree.map(lambda leaf: leaf[0], make_batch())
+    batch = make_batch()
     student, teacher = steps.student_and_teacher()
-    arguments = (batch, jnp.full((ROWS, 1), 0.1), tiny.CONFIG, DEFAULT, PLAIN)
+    by = jax.tree.map(lambda leaf: leaf[0], normalisers(batch, "sequence_mean"))
+    rows = jax.tree.map(lambda leaf: leaf[0], batch)
+    # In a trust region the teacher's logits are in part the student's, without gradient too.
+    run = Run(tiny.CONFIG, dataclasses.replace(DEFAULT, trust_region=0.5), PLAIN)
 
-    def loss(teacher):
-        return update._loss(student, {}, teacher, *arguments)[0]
+    def value(teacher):
+        models = Models(student, {}, teacher)
+        return loss(student, models, rows, by, Fixed(), jnp.int32(0), run)[0]
 
-    assert all(not leaf.any() for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(teacher)))
+    assert all(not leaf.any() for leaf in jax.tree.leaves(jax.jit(jax.grad(value))(teacher)))
 
 
 def test_without_teacher_contexts_and_with_a_frozen_part_the_rest_gets_the_policy_gradient():
@@ -411,6 +417,19 @@ def test_a_non_finite_gradient_leaves_every_bit_and_is_counted_in_a_row(poison):
     state, metrics, _ = run(adamw_update(), jax.tree.map(jnp.array, state), good, TEACHER_RATE)
     assert metrics["actor/update_skipped"] == 0 and state.skipped == 0
     assert not np.array_equal(state.trainable["norm"], kept[0]["norm"])
+
+
+def test_a_copy_is_of_the_student_as_it_is_even_where_the_update_was_skipped():
+    # The host has written the copy down before it knows; else it would wait for the next in vain.
+    good = make_batch()
+    advantages = np.full_like(good.advantages, np.nan)
+    state, _, _ = run(adamw_update(), make_state(ADAMW), good, TEACHER_RATE)
+    assert not np.array_equal(state.teacher["norm"], state.trainable["norm"])
+    kept = state.trainable
+    bad = good._replace(advantages=advantages)
+    state, metrics, _ = run(adamw_update(), jax.tree.map(jnp.array, state), bad, 1.0)
+    assert metrics["actor/update_skipped"] == 1
+    assert_same_bits((state.trainable, state.teacher), (kept, kept))
 
 
 def test_the_samplers_log_probs_are_measured_and_not_used():

@@ -10,7 +10,7 @@ import pytest
 from drift_jax import config as configs
 from drift_jax import metrics
 from drift_jax.buffer import SuccessBuffer
-from drift_jax.checkpoint import CheckpointError, Fork, parse_fork
+from drift_jax.checkpoint import CheckpointError, Fork, fingerprint, parse_fork
 from drift_jax.config import ConfigError
 from drift_jax.difficulty import PassRates
 from drift_jax.memory import Memory
@@ -209,3 +209,19 @@ def test_the_record_says_what_ran_and_where(tmp_path):
     assert len(written["devices"]) == 8
     assert written["lineage"] is None
     assert written.keys() >= {"version", "python"}
+
+
+def test_the_record_names_problems_and_base_weights_of_a_run_and_of_its_fork(tmp_path):
+    base = {"norm": jnp.ones(6)}
+    run = WorkDir(str(tmp_path / "run"), CONFIG, fingerprint="abc", base=base)
+    run.restore(STATE, memory())
+    run.save(1, STATE, memory())
+    run.close()
+    fork = parse_fork(str(tmp_path / "run"))
+    other = WorkDir(str(tmp_path / "fork"), CONFIG, fingerprint="abc", base=base, fork=fork)
+    other.restore(STATE, memory())
+    other.close()
+    for name in ("run", "fork"):
+        content = json.loads((tmp_path / name / "config.json").read_text())
+        assert content["problems"] == "abc"
+        assert content["base"] == {"fingerprint": fingerprint(base), "parameters": 6}

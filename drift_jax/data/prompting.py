@@ -1,9 +1,10 @@
 """From problems to tokens: the chat template, and the teacher's prompt with a solution in it.
 
-The teacher is the model itself with a successful response shown in its prompt. Template, handling
-of thinking and lengths follow SDPO, which DRIFT builds on (DRIFT §3.1), with one difference: a
-teacher prompt that is too long loses the start of the demonstration instead of the end of the
-prompt, so the answer, the closing request and the assistant's header always survive.
+The teacher is the model itself with a successful response shown in its prompt, or the verifier's
+feedback on its own attempt, or both. Templates, handling of thinking and lengths follow SDPO, which
+DRIFT builds on (DRIFT §3.1), with one difference: a teacher prompt that is too long loses the start
+of what is shown instead of the end of the prompt, so the answer, the closing request and the
+assistant's header always survive.
 
 transformers is imported when a tokenizer is loaded, not before: it takes a second.
 """
@@ -24,8 +25,10 @@ from drift_jax.types import Problem
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-# {prompt}{SOLUTION_HEADER}{demonstration}{CLOSING}
+# {prompt}{SOLUTION_HEADER}{demonstration}{FEEDBACK_HEADER}{feedback}{CLOSING}; a header comes with
+# what it announces or not at all.
 SOLUTION_HEADER = "\nCorrect solution:\n\n"
+FEEDBACK_HEADER = "\nThe following is feedback from your unsuccessful earlier attempt:\n\n"
 CLOSING = "\n\nCorrectly solve the original question."
 
 THINKING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
@@ -95,37 +98,66 @@ def render(
 def render_teacher(
     tokenizer: "PreTrainedTokenizerFast",
     problem: Problem,
-    demonstration: str,
+    demonstration: str | None,
     *,
+    feedback: str | None = None,
     max_tokens: int,
     thinking: bool = False,
     remove_thinking: bool = True,
 ) -> np.ndarray:
-    """The teacher's prompt: the last user turn also shows a correct solution.
+    """The teacher's prompt: the last user turn also shows a correct solution, feedback, or both.
 
-    The demonstration is cleaned first (`clean_demonstration`). If the prompt would be longer than
-    `max_tokens`, the demonstration loses as many tokens at its start as it must.
+    Both are cleaned first (`clean_demonstration`). If the prompt would be longer than `max_tokens`,
+    the demonstration loses as many tokens at its start as it must, and when nothing is left of it,
+    so does the feedback. None shows nothing, not even a header.
     Returns token ids, int32 [time], at most `max_tokens`.
 
     Raises:
-      ValueError: if the prompt is too long even without any demonstration.
+      ValueError: if the prompt is too long even with nothing shown.
     """
     *earlier, question = problem.messages
-    demonstration = clean_demonstration(demonstration, tokenizer, remove_thinking=remove_thinking)
 
-    def rendered(shown: str) -> np.ndarray:
-        content = f"{question['content']}{SOLUTION_HEADER}{shown}{CLOSING}"
+    def cleaned(text: str | None) -> str | None:
+        if text is None:
+            return None
+        return clean_demonstration(text, tokenizer, remove_thinking=remove_thinking)
+
+    demonstration, feedback = cleaned(demonstration), cleaned(feedback)
+
+    def rendered(solution: str | None, verdict: str | None) -> np.ndarray:
+        content = question["content"]
+        content += "" if solution is None else SOLUTION_HEADER + solution
+        content += "" if verdict is None else FEEDBACK_HEADER + verdict
+        content += CLOSING
         return _encode(tokenizer, (*earlier, {"role": "user", "content": content}), thinking)
 
-    tokens = rendered(demonstration)
+    def fits(solution: str | None, verdict: str | None) -> bool:
+        return len(rendered(solution, verdict)) <= max_tokens
+
+    tokens = rendered(demonstration, feedback)
     if len(tokens) <= max_tokens:
         return tokens
-    if len(bare := rendered("")) > max_tokens:
+    empty = None if demonstration is None else ""
+    if len(bare := rendered(empty, None if feedback is None else "")) > max_tokens:
         raise ValueError(
             f"the teacher prompt of {problem.id} has {len(bare)} tokens without a solution, over "
             f"the limit of {max_tokens}; raise the limit or drop longer prompts"
         )
-    return rendered(_shorten(tokenizer, demonstration, lambda s: len(rendered(s)) <= max_tokens))
+    if demonstration is not None and fits(empty, feedback):
+        return rendered(_shorten(tokenizer, demonstration, lambda s: fits(s, feedback)), feedback)
+    return rendered(empty, _shorten(tokenizer, feedback or "", lambda s: fits(empty, s)))
+
+
+def encode_response(tokenizer: "PreTrainedTokenizerFast", text: str) -> np.ndarray:
+    """A stored response as the policy might have sampled it: its tokens, then the end token.
+
+    Spellings of control tokens are removed (`clean_demonstration`); thinking stays. The tokens may
+    differ from the sampled ones, since a text can be split into tokens in more than one way.
+    Returns token ids, int32 [time].
+    """
+    text = clean_demonstration(text, tokenizer, remove_thinking=False)
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    return np.array([*tokens, tokenizer.eos_token_id], np.int32)
 
 
 def clean_demonstration(

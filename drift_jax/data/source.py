@@ -51,6 +51,8 @@ SUBTASKS = {
     ),
     "physics": ((800, "general physics calculation"),),
 }
+# A task of the user's own: the folder of its files, and the first part of its problems' ids.
+OWN_NAME = re.compile(r"\w[\w.-]*")
 API_NAME = re.compile(r"^Name: (.+)$", re.MULTILINE)  # the sub-task of a tool-use row
 
 
@@ -60,25 +62,38 @@ def load_task(
     *,
     path: str | Path | None = None,
     world_seed: int = 0,
+    instructions: bool = False,
     validation_fraction: float = 0.0,
+    own: bool = False,
 ) -> list[Problem]:
     """Loads the problems of a split.
 
-    `toolcalls` is generated from `world_seed` and has a validation split of its own. The other
+    `toolcalls` is generated from `world_seed` and has a validation split of its own; with
+    `instructions` its problems say what a response looks like. The other
     tasks are read from `<path>/<task>/train.json` and `test.json`, one JSON object a line. Their
     validation split is a share of the train file, chosen by a hash of the row number: with a
     `validation_fraction` above 0, train is what it leaves.
+
+    With `own`, a name that is not known is a user's task, whose rows may have any answer.
 
     Raises:
       ValueError: for an unknown task or split, a missing or damaged file (named, with the line),
         or a split without problems.
     """
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; expected one of {', '.join(TASKS)}")
+    if task not in TASKS and not own:
+        raise ValueError(
+            f"unknown task {task!r}; expected one of {', '.join(TASKS)}, or a name of your own "
+            "together with data.rewards=FILE.py:FUNCTION"
+        )
+    if not OWN_NAME.fullmatch(task):
+        raise ValueError(
+            f"task {task!r} cannot name a folder; use letters, digits, '.', '_' and '-'"
+        )
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; expected one of {', '.join(SPLITS)}")
     if task == "toolcalls":
-        return toolcalls.problems(toolcalls.World(world_seed), split)
+        made = toolcalls.problems(toolcalls.World(world_seed), split)
+        return [toolcalls.with_instructions(problem) for problem in made] if instructions else made
     if path is None:
         raise ValueError(
             f"task {task} is read from files and no folder is given; name the folder that "
@@ -141,6 +156,17 @@ def fingerprint(problems: Sequence[Problem]) -> str:
     return digest.hexdigest()
 
 
+def sample(problems: Sequence[Problem], count: int) -> list[Problem]:
+    """The `count` problems whose ids have the smallest hashes, in the order that they came in.
+
+    Files are sorted by sub-task, so the first problems are all of one kind. A larger sample
+    contains a smaller one.
+    """
+    hashes = sorted(problems, key=lambda problem: _hash(problem.id))
+    chosen = {problem.id for problem in hashes[:count]}
+    return [problem for problem in problems if problem.id in chosen]
+
+
 # ---- benchmark files ---------------------------------------------------------------------------
 
 
@@ -170,9 +196,12 @@ def read_rows(file: Path, task: str, path: Path) -> list[dict]:
     try:
         lines = file.read_bytes().split(b"\n")
     except FileNotFoundError:
-        raise ValueError(
-            f"{file} does not exist; type `python -m drift_jax.prepare --task={task} --out={path}`"
-        ) from None
+        remedy = (
+            f"type `python -m drift_jax.prepare --task={task} --out={path}`"
+            if task in KINDS
+            else "put your problems there, one JSON object a line, or change task or data.path"
+        )
+        raise ValueError(f"{file} does not exist; {remedy}") from None
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
     if lines[-1] == b"":  # what follows the last newline
@@ -189,7 +218,7 @@ def read_rows(file: Path, task: str, path: Path) -> list[dict]:
             raise ValueError(f"{file}, line {number}: {reason}") from error
         except (ValueError, RecursionError) as error:  # not UTF-8, a huge number, deep nesting
             raise ValueError(f"{file}, line {number}: not readable: {error}") from error
-        fault = _find_fault(row, KINDS[task])
+        fault = _find_fault(row, KINDS.get(task))
         if not fault and row["idx"] in seen:
             fault = f"idx {row['idx']} is also that of line {seen[row['idx']]}"
         if fault:
@@ -199,21 +228,24 @@ def read_rows(file: Path, task: str, path: Path) -> list[dict]:
     return rows
 
 
-def _find_fault(row: object, kind: str) -> str:
-    """What is wrong with a row, or the empty string."""
+def _find_fault(row: object, kind: str | None) -> str:
+    """What is wrong with a row, or the empty string; a user's own rows have no kind."""
     if not isinstance(row, dict):
         return f"expected a JSON object, got {_shown(row)}"
-    missing = [name for name in ("idx", "kind", "prompt", "answer") if name not in row]
+    needed = ("idx", "prompt", "answer") if kind is None else ("idx", "kind", "prompt", "answer")
+    missing = [name for name in needed if name not in row]
     if missing:
         return f"missing {', '.join(missing)}"
     if type(row["idx"]) is not int or row["idx"] < 0:
         return f"idx is {_shown(row['idx'])}, expected a whole number from 0"
-    if row["kind"] != kind:
+    if kind is not None and row["kind"] != kind:
         return f"kind is {_shown(row['kind'])}, expected {kind!r}"
     if not _is_text(row["prompt"]) or not row["prompt"].strip():
         return f"prompt is {_shown(row['prompt'])}, expected text"
     if row.get("system") is not None and not _is_text(row["system"]):
         return f"system is {_shown(row['system'])}, expected text or null"
+    if kind is None:
+        return _find_own_fault(row)
     if kind == "mcq" and row["answer"] not in ("A", "B", "C", "D"):
         return f"answer is {_shown(row['answer'])}, expected a letter from A to D"
     if kind == "tooluse" and not _is_call_list(row["answer"]):
@@ -221,6 +253,17 @@ def _find_fault(row: object, kind: str) -> str:
             f"answer is {_shown(row['answer'])}, expected text with a JSON list of objects "
             "that have Action and Action_Input"
         )
+    return ""
+
+
+def _find_own_fault(row: dict) -> str:
+    """The same for what a user's task has in place of a known kind of answer."""
+    if not _is_text(row["answer"]):
+        return f"answer is {_shown(row['answer'])}, expected text; your reward function parses it"
+    level = row.get("level", "")
+    # It becomes a part of a metric's name.
+    if not isinstance(level, str) or not re.fullmatch(r"[\w .,:()+-]*", level):
+        return f"level is {_shown(level)}, expected a few words without a slash"
     return ""
 
 
@@ -263,6 +306,8 @@ def _make_problem(task: str, split: str, row: dict) -> Problem:
 
 def _subtask(task: str, row: dict) -> str:
     """The sub-task of a row, for result tables; empty where it is not known."""
+    if task not in KINDS:
+        return str(row.get("level", ""))
     if task == "tooluse":
         found = API_NAME.search(row["prompt"])
         return found.group(1).strip() if found else ""
@@ -271,8 +316,12 @@ def _subtask(task: str, row: dict) -> str:
 
 def _is_held_out(task: str, row: dict, fraction: float) -> bool:
     """Whether a train row belongs to the validation split: the same rows on every machine."""
-    digest = hashlib.sha256(f"{task}/{row['idx']}".encode()).digest()
-    return int.from_bytes(digest[:8]) < fraction * 2**64
+    return _hash(f"{task}/{row['idx']}") < fraction * 2**64
+
+
+def _hash(text: str) -> int:
+    """64 bits that depend on the text alone: the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8])
 
 
 def _shown(value: object) -> str:

@@ -19,9 +19,12 @@ How hard a problem is, is set by demonstrations: those of the warm start use the
 parameter with a known probability between 0.9 and 0.07, so the product over a problem's arguments
 is the pass rate that a base policy starts from (`expected_pass_rate`).
 
-A piece of text (a name, a value, a stretch of scaffolding) is one token; see `toolcalls_tokenizer`.
+With the task's own tokenizer a piece of text (a name, a value, a stretch of scaffolding) is one
+token; see `toolcalls_tokenizer`. Any other reads the same text, and a model that has had no warm
+start needs `with_instructions`: nothing in a bare question says what a response looks like.
 """
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Sequence
@@ -29,7 +32,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drift_jax.types import Problem
+from drift_jax.types import Demonstration, Problem
 
 PARAMETERS = (
     "origin", "destination", "stopover", "pickup", "dropoff", "venue", "branch", "depot",
@@ -68,6 +71,20 @@ CODES = {
 FORMATS = ("city", "place", "area")
 THOUGHTS = {1: "Thought: I need one call.", 2: "Thought: I need two calls."}
 LEVELS = ("easy", "medium", "hard")
+# Says everything but the facts of the world: a blind guess of one argument is right in one of six.
+INSTRUCTIONS = (
+    "Call the functions that the question asks for, each once and with all of its parameters. "
+    "Answer in this form and with nothing else:\n\n"
+    "Thought: I need one call.\n"
+    "Action: name of the function\n"
+    'Action Input: {"parameter": "value"}\n\n'
+    "For two calls, write the Action and Action Input lines once for each. A value is two words: "
+    f"first {', '.join(FORMATS[:-1])} or {FORMATS[-1]}, then the city's name or its code. Each "
+    "parameter wants one of these words and either the name or the code, the same in every "
+    "question; you are not told which. For example, with the parameter gate and the city Paris, "
+    '{"gate": "city Paris"} and {"gate": "area PAR"} are two of the six values that may be right. '
+    f"The codes: {', '.join(f'{city} {code}' for city, code in CODES.items())}."
+)
 SPLIT_SIZES = {"train": 256, "validation": 96, "test": 96}
 
 # How often demonstrations use the right format: two parameters each.
@@ -85,22 +102,6 @@ class Call:
 
     function: str
     cities: tuple[tuple[str, str], ...]  # (parameter, city) in signature order
-
-
-@dataclass(frozen=True)
-class Demonstration:
-    """One example of the warm start.
-
-    Attributes:
-      problem: what is asked; its answer is the right one, whatever the demonstration says.
-      reference: a solution shown in the prompt by `prompting.render_teacher`, or None for a plain
-        demonstration, whose prompt is `prompting.render(problem)`.
-      response: the text to imitate, without the end token.
-    """
-
-    problem: Problem
-    reference: str | None
-    response: str
 
 
 class World:
@@ -154,6 +155,15 @@ def problems(world: World, split: str, count: int | None = None) -> list[Problem
     if not 0 < count <= size:
         raise ValueError(f"asked for {count} toolcalls {split} problems; take 1 to {size}")
     return world.splits[split][:count]
+
+
+def with_instructions(problem: Problem) -> Problem:
+    """The same problem with a system turn that says what a response looks like.
+
+    The packaged model needs none, and its tokenizer has no words for it.
+    """
+    turn = {"role": "system", "content": INSTRUCTIONS}
+    return dataclasses.replace(problem, messages=(turn, *problem.messages))
 
 
 def solution(problem: Problem) -> str:

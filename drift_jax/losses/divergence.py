@@ -33,7 +33,9 @@ class Divergence(NamedTuple):
     name: str = "jsd"  # a key of DIVERGENCES
     alpha: float = 0.5  # weight of the teacher in the mixture of "jsd"
     top_k: int = 0  # support: the student's k likeliest tokens; 0 is the whole vocabulary
-    rest: str = "tail"  # the tokens outside: one more entry ("tail") or dropped ("renormalise")
+    rest: str = "tail"  # the tokens outside: a key of RESTS
+    support: str = "student"  # whose likeliest tokens `top_k` takes: a key of SUPPORTS
+    pointwise_cap: float = 0.0  # largest part of one vocabulary entry, in nats; 0 is no cap
 
 
 def log_softmax(logits: ArrayLike) -> jax.Array:
@@ -68,39 +70,20 @@ def jensen_shannon(
     Returns:
       Nats per position, [...].
     """
-    if not 0.0 <= alpha <= 1.0:
-        raise ValueError(f"jensen_shannon got alpha={alpha}; give a number from 0 to 1")
-    if alpha == 0.0:
-        return forward_kl(student_logits, teacher_logits)
-    if alpha == 1.0:
-        return reverse_kl(student_logits, teacher_logits)
     student, teacher = _both_log_probs("jensen_shannon", student_logits, teacher_logits)
-
-    # M is never formed. With d = log T - log S, log S/M = -log1p(alpha expm1(d)) and
-    # log T/M = log S/M + d. For d > 0 the same is written with the roles exchanged, so the
-    # exponential never exceeds 1, small differences keep their precision, and equals give 0.
-    log_ratio = teacher - student
-    student_leads = log_ratio <= 0
-    share = jnp.where(student_leads, alpha, 1.0 - alpha).astype(log_ratio.dtype)
-    common = -jnp.log1p(share * jnp.expm1(jnp.where(student_leads, log_ratio, -log_ratio)))
-    student_over_mixture = jnp.where(student_leads, common, common - log_ratio)
-    teacher_over_mixture = jnp.where(student_leads, common + log_ratio, common)
-
-    terms = (1.0 - alpha) * jnp.exp(student) * student_over_mixture
-    terms += alpha * jnp.exp(teacher) * teacher_over_mixture
-    return jnp.sum(terms, axis=-1)
+    return jnp.sum(_jensen_shannon_terms(student, teacher, alpha), axis=-1)
 
 
 def forward_kl(student_logits: ArrayLike, teacher_logits: ArrayLike) -> jax.Array:
     """KL(teacher || student) in nats: the student must cover the teacher. [..., vocab] -> [...]."""
     student, teacher = _both_log_probs("forward_kl", student_logits, teacher_logits)
-    return jnp.sum(jnp.exp(teacher) * (teacher - student), axis=-1)
+    return jnp.sum(_forward_kl_terms(student, teacher), axis=-1)
 
 
 def reverse_kl(student_logits: ArrayLike, teacher_logits: ArrayLike) -> jax.Array:
     """KL(student || teacher) in nats: the student may pick one mode. [..., vocab] -> [...]."""
     student, teacher = _both_log_probs("reverse_kl", student_logits, teacher_logits)
-    return jnp.sum(jnp.exp(student) * (student - teacher), axis=-1)
+    return jnp.sum(_reverse_kl_terms(student, teacher), axis=-1)
 
 
 def forward_cross_entropy(student_logits: ArrayLike, teacher_logits: ArrayLike) -> jax.Array:
@@ -109,21 +92,52 @@ def forward_cross_entropy(student_logits: ArrayLike, teacher_logits: ArrayLike) 
     Its gradient is that of `forward_kl`.
     """
     student, teacher = _both_log_probs("forward_cross_entropy", student_logits, teacher_logits)
-    return -jnp.sum(jnp.exp(teacher) * student, axis=-1)
+    return jnp.sum(_forward_ce_terms(student, teacher), axis=-1)
+
+
+def sampled_reverse_kl(
+    student_logits: ArrayLike, teacher_logits: ArrayLike, targets: ArrayLike
+) -> jax.Array:
+    """log S(y) - log T(y) at the sampled token y: `reverse_kl` estimated from one sample, in nats.
+
+    Its gradient is sg(log S(y) - log T(y)) grad log S(y), whose expectation over y ~ S is that of
+    `reverse_kl` (SDPO, arXiv 2601.20802, token-level form). Negative where the teacher finds y
+    likelier.
+
+    Args:
+      student_logits: [..., vocab].
+      teacher_logits: [..., vocab], without gradient.
+      targets: the sampled tokens. [...].
+
+    Returns:
+      Nats per position, [...].
+    """
+    both = _both_log_probs("sampled_reverse_kl", student_logits, teacher_logits)
+    at = jnp.asarray(targets)[..., None]
+    student, teacher = (jnp.take_along_axis(x, at, axis=-1)[..., 0] for x in both)
+    held = jax.lax.stop_gradient(student)
+    return (held - teacher) * (1.0 + student - held)
 
 
 def top_k_log_probs(
-    student_logits: ArrayLike, teacher_logits: ArrayLike, *, k: int, rest: str = "tail"
+    student_logits: ArrayLike,
+    teacher_logits: ArrayLike,
+    *,
+    k: int,
+    rest: str = "tail",
+    support: str = "student",
 ) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of student and teacher on the student's k likeliest tokens.
+    """Log-probabilities of student and teacher on the k likeliest tokens of one of them.
 
     Args:
-      student_logits: [..., vocab]; chooses the tokens.
-      teacher_logits: [..., vocab]; read at the same tokens, without gradient.
+      student_logits: [..., vocab].
+      teacher_logits: [..., vocab], without gradient.
       k: number of tokens, from 1 to vocab. Static.
       rest: what becomes of the other tokens. "tail" appends one entry with all their probability
-        (at least 1e-7); merging tokens never increases a divergence. "renormalise" drops them and
-        scales the k probabilities to sum to 1.
+        (at least 1e-7); merging tokens never increases a divergence. "renormalise" leaves them out
+        and scales the k probabilities to sum to 1; "drop" leaves them out as they are, so that the
+        k probabilities sum to less than 1.
+      support: who chooses the tokens, "student" or "teacher". Both are read at the same ones.
 
     Returns:
       Student and teacher log-probabilities in nats, each [..., k + 1] or [..., k].
@@ -134,10 +148,13 @@ def top_k_log_probs(
             f"top_k_log_probs got k={k} for a vocabulary of {student.shape[-1]};"
             f" give k from 1 to {student.shape[-1]}"
         )
-    if rest not in _RESTS:
-        raise ValueError(f"top_k_log_probs got rest={rest!r}; give one of {', '.join(_RESTS)}")
-    _, tokens = jax.lax.top_k(jax.lax.stop_gradient(student), k)
-    complete = _RESTS[rest]
+    for name, value, known in (("rest", rest, RESTS), ("support", support, SUPPORTS)):
+        if value not in known:
+            raise ValueError(
+                f"top_k_log_probs got {name}={value!r}; give one of {', '.join(known)}"
+            )
+    _, tokens = jax.lax.top_k(jax.lax.stop_gradient(SUPPORTS[support](student, teacher)), k)
+    complete = RESTS[rest]
     return (
         complete(jnp.take_along_axis(student, tokens, axis=-1)),
         complete(jnp.take_along_axis(teacher, tokens, axis=-1)),
@@ -152,29 +169,83 @@ def token_divergence(
     alpha: float = 0.5,
     top_k: int = 0,
     rest: str = "tail",
+    support: str = "student",
+    pointwise_cap: float = 0.0,
+    targets: ArrayLike | None = None,
 ) -> jax.Array:
     """The divergence that a configuration names, over the support that it names (DRIFT Eq. 2).
 
     Args:
       student_logits: [..., vocab].
       teacher_logits: [..., vocab], without gradient.
-      divergence: a key of `DIVERGENCES`.
+      divergence: a key of `DIVERGENCES`, or "sampled_reverse_kl".
       alpha: weight of the teacher in the mixture; read by "jsd" only.
       top_k: 0 for the whole vocabulary, else the support of `top_k_log_probs`.
-      rest: "tail" or "renormalise", with `top_k` only.
+      rest: "tail", "renormalise" or "drop", with `top_k` only.
+      support: "student" or "teacher", with `top_k` only.
+      pointwise_cap: largest part of the sum that one vocabulary entry may have, in nats (OPSD,
+        arXiv 2601.18734); an entry above it has no gradient. 0 is no cap.
+      targets: the sampled tokens, which "sampled_reverse_kl" reads and the others do not. [...].
 
     Returns:
       Nats per position, [...].
     """
-    if divergence not in DIVERGENCES:
-        raise ValueError(
-            f"token_divergence got divergence={divergence!r}; give one of {', '.join(DIVERGENCES)}"
-        )
+    if divergence not in (*DIVERGENCES, SAMPLED):
+        known = ", ".join((*DIVERGENCES, SAMPLED))
+        raise ValueError(f"token_divergence got divergence={divergence!r}; give one of {known}")
+    if divergence == SAMPLED:
+        if targets is None:
+            raise ValueError(f"token_divergence got {SAMPLED} without targets; give the tokens")
+        return sampled_reverse_kl(student_logits, teacher_logits, targets)
     if top_k:
         student_logits, teacher_logits = top_k_log_probs(
-            student_logits, teacher_logits, k=top_k, rest=rest
+            student_logits, teacher_logits, k=top_k, rest=rest, support=support
         )
-    return DIVERGENCES[divergence](student_logits, teacher_logits, alpha)
+    if top_k and rest == "drop":  # their sum is not 1, and a log-softmax would make it 1
+        student, teacher = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
+    else:
+        student, teacher = _both_log_probs("token_divergence", student_logits, teacher_logits)
+    terms = DIVERGENCES[divergence](student, teacher, alpha)
+    if pointwise_cap:
+        terms = jnp.minimum(terms, pointwise_cap)
+    return jnp.sum(terms, axis=-1)
+
+
+# ---- one vocabulary entry's part of each divergence; log-probabilities, [..., vocab] -------------
+
+
+def _jensen_shannon_terms(student: jax.Array, teacher: jax.Array, alpha: float) -> jax.Array:
+    if not 0.0 <= alpha <= 1.0:
+        raise ValueError(f"jensen_shannon got alpha={alpha}; give a number from 0 to 1")
+    if alpha == 0.0:
+        return _forward_kl_terms(student, teacher)
+    if alpha == 1.0:
+        return _reverse_kl_terms(student, teacher)
+
+    # M is never formed. With d = log T - log S, log S/M = -log1p(alpha expm1(d)) and
+    # log T/M = log S/M + d. For d > 0 the same is written with the roles exchanged, so the
+    # exponential never exceeds 1, small differences keep their precision, and equals give 0.
+    log_ratio = teacher - student
+    student_leads = log_ratio <= 0
+    share = jnp.where(student_leads, alpha, 1.0 - alpha).astype(log_ratio.dtype)
+    common = -jnp.log1p(share * jnp.expm1(jnp.where(student_leads, log_ratio, -log_ratio)))
+    student_over_mixture = jnp.where(student_leads, common, common - log_ratio)
+    teacher_over_mixture = jnp.where(student_leads, common + log_ratio, common)
+
+    terms = (1.0 - alpha) * jnp.exp(student) * student_over_mixture
+    return terms + alpha * jnp.exp(teacher) * teacher_over_mixture
+
+
+def _forward_kl_terms(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    return jnp.exp(teacher) * (teacher - student)
+
+
+def _reverse_kl_terms(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    return jnp.exp(student) * (student - teacher)
+
+
+def _forward_ce_terms(student: jax.Array, teacher: jax.Array) -> jax.Array:
+    return -jnp.exp(teacher) * student
 
 
 def _both_log_probs(
@@ -197,15 +268,26 @@ def _append_tail(log_probs: jax.Array) -> jax.Array:
     return jnp.concatenate([log_probs, tail], axis=-1)
 
 
-_RESTS: dict[str, Callable[[jax.Array], jax.Array]] = {
+# The configuration's `rest`. [..., k] -> [..., k] or [..., k + 1].
+RESTS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "tail": _append_tail,
     "renormalise": log_softmax,
+    "drop": lambda log_probs: log_probs,
 }
 
-# The configuration's `divergence`. All take (student_logits, teacher_logits, alpha).
-DIVERGENCES: dict[str, Callable[[ArrayLike, ArrayLike, float], jax.Array]] = {
-    "jsd": lambda student, teacher, alpha: jensen_shannon(student, teacher, alpha=alpha),
-    "forward_kl": lambda student, teacher, alpha: forward_kl(student, teacher),
-    "reverse_kl": lambda student, teacher, alpha: reverse_kl(student, teacher),
-    "forward_ce": lambda student, teacher, alpha: forward_cross_entropy(student, teacher),
+# The configuration's `support`: whose likeliest tokens.
+SUPPORTS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
+    "student": lambda student, teacher: student,
+    "teacher": lambda student, teacher: teacher,
 }
+
+# The configuration's `divergence`, as parts to be summed over the support. All take
+# (student_log_probs, teacher_log_probs, alpha).
+DIVERGENCES: dict[str, Callable[[jax.Array, jax.Array, float], jax.Array]] = {
+    "jsd": _jensen_shannon_terms,
+    "forward_kl": lambda student, teacher, alpha: _forward_kl_terms(student, teacher),
+    "reverse_kl": lambda student, teacher, alpha: _reverse_kl_terms(student, teacher),
+    "forward_ce": lambda student, teacher, alpha: _forward_ce_terms(student, teacher),
+}
+# Reads the sampled token alone, so it has no support.
+SAMPLED = "sampled_reverse_kl"

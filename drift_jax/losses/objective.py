@@ -77,6 +77,31 @@ _DIVISORS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "token_mean": lambda tokens, samples: jnp.sum(tokens),
     "token_sum": lambda tokens, samples: samples,
 }
+# What counts as the number of samples; all rows of the batch where nothing stands here.
+_SAMPLES: dict[str, Callable[[jax.Array], jax.Array]] = {"sequence_mean": jnp.sum}
+
+
+def batch_normaliser(
+    response_mask: ArrayLike, counted_rows: ArrayLike, *, aggregation: str = "sequence_mean"
+) -> jax.Array:
+    """`token_normaliser` of a whole batch, from the rows that a term counts.
+
+    "sequence_mean" divides by (number of counted rows) * |y_i|, "token_mean" by their tokens, and
+    "token_sum" by all rows of the batch. A row that is not counted has no part in the term.
+
+    Args:
+      response_mask: true at the tokens of the responses. [batch, time].
+      counted_rows: rows that the term counts. [batch], bool.
+      aggregation: one of the three names.
+
+    Returns:
+      [batch, 1].
+    """
+    counted = jnp.asarray(counted_rows, dtype=bool)
+    samples = _SAMPLES.get(aggregation, jnp.size)(counted)
+    return token_normaliser(
+        response_mask, counted, aggregation=aggregation, batch_size=jnp.asarray(samples)
+    )
 
 
 def token_coefficients(

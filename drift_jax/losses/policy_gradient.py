@@ -13,7 +13,10 @@ SMALLEST_STD = 1e-6
 
 
 def group_advantages(
-    rewards: np.ndarray | jax.Array, *, scale_by_std: bool = False
+    rewards: np.ndarray | jax.Array,
+    *,
+    scale_by_std: bool = False,
+    counted: np.ndarray | jax.Array | None = None,
 ) -> np.ndarray | jax.Array:
     """How much better each rollout did than its group (A of DRIFT Eq. 1).
 
@@ -24,10 +27,13 @@ def group_advantages(
     Args:
       rewards: one row per problem, one column per rollout. [problem, group], or [..., group].
       scale_by_std: divide by the group's sample standard deviation (Bessel's correction) + 1e-6.
+      counted: the rollouts over which mean and deviation are taken; the others get 0. bool of the
+        same shape; None counts all.
 
     Returns:
       Advantages of the same shape; a numpy array unless `rewards` is a jax array. Exactly 0 where
-      all rewards of a group agree. A group of one has nothing to compare with and keeps its reward.
+      all counted rewards of a group agree, also where only one is counted. A group of size one has
+      nothing to compare with and keeps its reward.
     """
     xp: Any = jnp if isinstance(rewards, jax.Array) else np
     values = xp.array(rewards)
@@ -37,12 +43,27 @@ def group_advantages(
         raise ValueError("group_advantages got a single number; give rewards as [problem, group]")
     if values.shape[-1] == 1:
         return values
+    if counted is not None:
+        return _counted_advantages(xp, values, xp.asarray(counted, bool), scale_by_std)
     # Relative to the first rollout, so that equal rewards give exactly 0 whatever their value.
     values = values - values[..., :1]
     advantages = values - values.mean(axis=-1, keepdims=True)
     if scale_by_std:
         advantages = advantages / (values.std(axis=-1, ddof=1, keepdims=True) + SMALLEST_STD)
     return advantages
+
+
+def _counted_advantages(xp: Any, values: Any, counted: Any, scale_by_std: bool) -> Any:
+    """`group_advantages` over the counted rollouts alone."""
+    first = xp.take_along_axis(values, counted.argmax(axis=-1)[..., None], axis=-1)
+    values = xp.where(counted, values - first, 0)
+    number = counted.sum(axis=-1, keepdims=True)
+    mean = values.sum(axis=-1, keepdims=True) / xp.maximum(number, 1)
+    advantages = xp.where(counted, values - mean, 0)
+    if scale_by_std:
+        squares = (advantages**2).sum(axis=-1, keepdims=True)
+        advantages = advantages / (xp.sqrt(squares / xp.maximum(number - 1, 1)) + SMALLEST_STD)
+    return advantages.astype(values.dtype)
 
 
 def importance_ratio(log_probs: ArrayLike, old_log_probs: ArrayLike) -> jax.Array:
@@ -57,6 +78,23 @@ def importance_ratio(log_probs: ArrayLike, old_log_probs: ArrayLike) -> jax.Arra
     """
     difference = jnp.asarray(log_probs) - jax.lax.stop_gradient(jnp.asarray(old_log_probs))
     return jnp.exp(jnp.clip(difference, -LARGEST_LOG_RATIO, LARGEST_LOG_RATIO))
+
+
+def truncated_ratio(log_probs: ArrayLike, old_log_probs: ArrayLike, *, cap: float) -> jax.Array:
+    """min(pi / pi_old, cap) of the sampled tokens, a weight without gradient.
+
+    It multiplies a token's divergence when the policy has moved since it sampled (SDPO, arXiv
+    2601.20802), and any term when trainer and sampler differ (truncated importance sampling).
+
+    Args:
+      log_probs: log pi of the policy that is wanted, in nats. [batch, time].
+      old_log_probs: that of the policy that sampled, in nats. [batch, time].
+      cap: largest weight, at least 1, so that equal policies have weight 1.
+
+    Returns:
+      [batch, time], exactly 1 where the two agree.
+    """
+    return jax.lax.stop_gradient(jnp.minimum(importance_ratio(log_probs, old_log_probs), cap))
 
 
 def clipped_surrogate(

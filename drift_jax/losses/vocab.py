@@ -126,6 +126,9 @@ def head_loss(
             alpha=divergence.alpha,
             top_k=divergence.top_k,
             rest=divergence.rest,
+            support=divergence.support,
+            pointwise_cap=divergence.pointwise_cap,
+            targets=targets,
         )
         loss += _weighted_sum(distill, distance) - _weighted_sum(policy, student.log_probs)
         loss += _weighted_sum(credit, student.log_probs)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drift_jax.data import toolcalls
-from drift_jax.data.source import ProblemStream, fingerprint, load_task
+from drift_jax.data.source import ProblemStream, fingerprint, load_task, sample
 from drift_jax.types import Problem
 
 ROW = {
@@ -332,3 +332,18 @@ def test_published_tool_use_test_rows_load_with_their_apis(data_dir):
     apis = Counter(problem.level for problem in problems)
     assert len(problems) == 68 and len(apis) == 10
     assert apis["Axolotl"] == 10 and apis["AniAPI"] == 2
+
+
+# ---- samples -----------------------------------------------------------------------------------
+
+
+def test_a_sample_keeps_the_order_and_a_larger_one_contains_it():
+    problems = make_problems(40)
+    ids = [[p.id for p in sample(problems, count)] for count in (5, 12, 40, 99)]
+    order = {problem.id: place for place, problem in enumerate(problems)}
+    assert [len(chosen) for chosen in ids] == [5, 12, 40, 40]
+    assert set(ids[0]) < set(ids[1])
+    assert all(chosen == sorted(chosen, key=order.__getitem__) for chosen in ids)
+    # It is no beginning of the list, and no draw: the same ids are chosen from any order.
+    assert max(order[name] for name in ids[0]) > 10
+    assert {p.id for p in sample(problems[::-1], 5)} == set(ids[0])

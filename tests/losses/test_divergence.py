@@ -9,16 +9,18 @@ from hypothesis import strategies as st
 
 from drift_jax.losses.divergence import (
     DIVERGENCES,
+    SAMPLED,
     entropy,
     forward_cross_entropy,
     forward_kl,
     jensen_shannon,
     log_softmax,
     reverse_kl,
+    sampled_reverse_kl,
     token_divergence,
     top_k_log_probs,
 )
-from tests import reference
+from tests import reference, reference_methods
 
 STUDENT = np.array([2.0, 1.0, 0.0, -1.0, -2.0])
 TEACHER = np.array([0.5, 2.5, 0.0, -0.5, -3.0])
@@ -118,11 +120,19 @@ def test_a_small_divergence_keeps_its_digits_in_float32():
     np.testing.assert_allclose(jensen_shannon(student, teacher), exact, rtol=2e-3)
 
 
-@given(seeds, scales, st.integers(1, 7), st.sampled_from(["jsd", "forward_kl", "reverse_kl"]))
-def test_merging_tokens_into_a_tail_never_increases_a_divergence(seed, scale, k, name):
+@given(
+    seeds,
+    scales,
+    st.integers(1, 7),
+    st.sampled_from(["jsd", "forward_kl", "reverse_kl"]),
+    st.sampled_from(["student", "teacher"]),
+)
+def test_merging_tokens_into_a_tail_never_increases_a_divergence(seed, scale, k, name, support):
     student, teacher = pairs(seed, scale)
     full = np.asarray(token_divergence(student, teacher, divergence=name))
-    merged = np.asarray(token_divergence(student, teacher, divergence=name, top_k=k))
+    merged = np.asarray(
+        token_divergence(student, teacher, divergence=name, top_k=k, support=support)
+    )
     # The tail is never below 1e-7, which may add about that much where the teacher has less.
     assert np.all(merged <= full * (1 + 1e-5) + 3e-6)
 
@@ -145,6 +155,45 @@ def test_top_k_is_chosen_by_the_student():
     full_teacher = log_softmax([9.0, 1.0, 8.0, 0.0])
     np.testing.assert_allclose(student_k[:2], full_student[np.array([1, 3])], rtol=1e-6)
     np.testing.assert_allclose(teacher_k[:2], full_teacher[np.array([1, 3])], rtol=1e-6)
+
+
+@pytest.mark.parametrize("rest", ["tail", "renormalise", "drop"])
+@pytest.mark.parametrize("support", ["student", "teacher"])
+def test_every_support_and_cap_equals_the_plain_loops(support, rest):
+    student, teacher = pairs(12, shape=(4, 9))
+    targets = np.array([0, 3, 8, 1])
+    for divergence in (*DIVERGENCES, SAMPLED):
+        for top_k, cap in ((0, 0.05), (3, 0.0), (3, 0.05)):
+            method = {
+                "divergence": divergence,
+                "alpha": 0.3,
+                "top_k": top_k,
+                "rest": rest,
+                "support": support,
+                "pointwise_cap": cap,
+            }
+            with jax.enable_x64(True):
+                exact = token_divergence(student, teacher, **method, targets=targets)
+            for row, token in enumerate(targets):
+                p, q = reference.softmax(student[row]), reference.softmax(teacher[row])
+                literal = reference_methods.divergence(p, q, token, method)
+                np.testing.assert_allclose(exact[row], literal, rtol=1e-9, atol=1e-12)
+            ours = token_divergence(student, teacher, **method, targets=targets)
+            np.testing.assert_allclose(ours, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_an_entry_above_the_cap_has_no_gradient():
+    capped = lambda z: token_divergence(z, TEACHER, divergence="forward_ce", pointwise_cap=1e-6)  # noqa: E731
+    assert not np.any(np.asarray(jax.grad(capped)(jnp.asarray(STUDENT))))
+
+
+def test_the_sampled_reverse_kl_is_the_log_ratio_with_the_score_gradient():
+    both = [np.log(reference.softmax(z)) for z in (STUDENT, TEACHER)]
+    with jax.enable_x64(True):
+        value, gradient = jax.value_and_grad(sampled_reverse_kl)(jnp.asarray(STUDENT), TEACHER, 1)
+    ratio = both[0][1] - both[1][1]
+    np.testing.assert_allclose(value, ratio, rtol=1e-12)
+    np.testing.assert_allclose(gradient, ratio * (np.eye(5)[1] - np.exp(both[0])), rtol=1e-10)
 
 
 def test_the_top_of_the_whole_vocabulary_is_the_whole_vocabulary():
@@ -257,7 +306,13 @@ def test_bad_arguments_are_answered_with_what_to_give():
         jensen_shannon(student, teacher[0])
     with pytest.raises(ValueError, match=r"k=8 for a vocabulary of 7"):
         top_k_log_probs(student, teacher, k=8)
-    with pytest.raises(ValueError, match=r"rest='drop'; give one of tail, renormalise"):
-        top_k_log_probs(student, teacher, k=2, rest="drop")
-    with pytest.raises(ValueError, match=r"divergence='js'; give one of jsd, forward_kl"):
+    with pytest.raises(ValueError, match=r"rest='gone'; give one of tail, renormalise, drop"):
+        top_k_log_probs(student, teacher, k=2, rest="gone")
+    with pytest.raises(
+        ValueError, match=r"divergence='js'; give one of jsd, forward_kl, reverse_kl"
+    ):
         token_divergence(student, teacher, divergence="js")
+    with pytest.raises(ValueError, match=r"support='both'; give one of student, teacher"):
+        top_k_log_probs(student, teacher, k=2, support="both")
+    with pytest.raises(ValueError, match=r"sampled_reverse_kl without targets; give the tokens"):
+        token_divergence(student, teacher, divergence=SAMPLED)

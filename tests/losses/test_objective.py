@@ -7,13 +7,14 @@ import pytest
 
 from drift_jax.losses.divergence import jensen_shannon
 from drift_jax.losses.objective import (
+    batch_normaliser,
     clipped_policy_weight,
     mixed_objective,
     token_coefficients,
     token_normaliser,
 )
 from drift_jax.losses.policy_gradient import clipped_surrogate, importance_ratio
-from tests import reference
+from tests import reference, reference_methods
 
 LENGTHS = np.array([3, 0, 5, 1, 4])
 MASK = np.arange(6) < LENGTHS[:, None]
@@ -104,6 +105,25 @@ def test_token_mean_weighs_every_token_of_the_included_rows_alike():
 def test_token_sum_is_the_mean_over_samples_of_sums_over_tokens():
     ours = token_normaliser(MASK, EVERY_ROW, aggregation="token_sum", batch_size=5)
     np.testing.assert_allclose(np.asarray(ours)[:, 0], [0.2, 0.0, 0.2, 0.2, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "token_sum"])
+def test_the_normaliser_of_a_batch_divides_by_what_is_counted(aggregation):
+    samples = [
+        {"tokens": [0] * length, "counted": counted}
+        for length, counted in zip(LENGTHS, HAS_TEACHER, strict=True)
+        if length
+    ]
+    ours = np.asarray(batch_normaliser(MASK, HAS_TEACHER, aggregation=aggregation))[:, 0]
+    # The empty row counts as a row of the batch, and it is not among the counted ones.
+    expected = reference_methods.normalisers(
+        [*samples, {"tokens": [], "counted": False}], "counted", aggregation
+    )
+    np.testing.assert_allclose(ours[LENGTHS > 0], expected[:-1], rtol=1e-6)
+    every = batch_normaliser(MASK, EVERY_ROW, aggregation=aggregation)
+    np.testing.assert_array_equal(
+        every, token_normaliser(MASK, EVERY_ROW, aggregation=aggregation, batch_size=5)
+    )
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "token_sum"])

@@ -21,6 +21,30 @@ def test_advantages_equal_the_literal_equation(scale_by_std):
     np.testing.assert_allclose(ours, literal, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("xp", [np, jnp])
+@pytest.mark.parametrize("scale_by_std", [False, True])
+def test_advantages_of_counted_rollouts_are_those_of_a_group_of_them_alone(xp, scale_by_std):
+    rng = np.random.default_rng(1)
+    rewards, counted = rng.normal(size=(9, 6)), rng.random((9, 6)) < 0.6
+    counted[0], counted[1], counted[2] = True, False, [True, False, False, False, False, False]
+    ours = np.asarray(
+        group_advantages(xp.asarray(rewards), scale_by_std=scale_by_std, counted=counted)
+    )
+    assert not ours[~counted].any()
+    assert ours[2, 0] == 0  # the only one that counts has nothing to compare with
+    for row in (0, *range(3, 9)):
+        literal = reference.group_advantages(list(rewards[row, counted[row]]), scale_by_std)
+        np.testing.assert_allclose(ours[row, counted[row]], literal, rtol=2e-5, atol=1e-6)
+
+
+def test_counted_rollouts_with_equal_rewards_have_exactly_0_whatever_the_others_got():
+    rewards = np.array([[0.0, 0.1, 0.1, 0.1]], np.float32)
+    counted = np.array([[False, True, True, True]])
+    for scale_by_std in (False, True):
+        ours = group_advantages(rewards, scale_by_std=scale_by_std, counted=counted)
+        assert not ours.any() and ours.dtype == np.float32
+
+
 def test_one_success_in_four_has_advantage_three_quarters():
     # Mean 1/4, so the success is 3/4 above it and each failure 1/4 below. With the standard
     # deviation, sample variance (9/16 + 3/16) / 3 = 1/4: advantages 3/2 and -1/2.

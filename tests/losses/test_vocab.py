@@ -18,6 +18,9 @@ DIVERGENCES = [
     Divergence("jsd", alpha=0.25, top_k=4),
     Divergence("forward_kl", top_k=4, rest="renormalise"),
     Divergence("reverse_kl"),
+    Divergence("forward_ce", top_k=4, support="teacher", rest="drop"),
+    Divergence("forward_kl", pointwise_cap=0.1),
+    Divergence("sampled_reverse_kl"),
 ]
 
 
@@ -43,9 +46,9 @@ def unchunked(arrays, targets, weights, divergence):
     """What `head_loss` means, in eight lines."""
     student_logits = arrays["student_hidden"] @ arrays["student_head"]
     teacher_logits = jax.lax.stop_gradient(arrays["teacher_hidden"] @ arrays["teacher_head"])
-    name, alpha, top_k, rest = divergence
+    named = divergence._asdict()
     distance = token_divergence(
-        student_logits, teacher_logits, divergence=name, alpha=alpha, top_k=top_k, rest=rest
+        student_logits, teacher_logits, divergence=named.pop("name"), **named, targets=targets
     )
     log_pi = jnp.take_along_axis(jax.nn.log_softmax(student_logits), targets[..., None], -1)[..., 0]
     credit = weights["credit_weight"] - weights["policy_weight"]
@@ -80,14 +83,18 @@ def test_the_chunked_loss_equals_the_plain_one_in_float64(chunk, divergence):
             )
 
 
-@pytest.mark.parametrize("chunk", [4, 21])
-def test_the_chunked_loss_equals_the_plain_one_in_float32(chunk):
+@pytest.mark.parametrize(
+    "chunk, divergence",
+    [(4, Divergence()), (21, Divergence()), *((4, divergence) for divergence in DIVERGENCES[-3:])],
+    ids=str,
+)
+def test_the_chunked_loss_equals_the_plain_one_in_float32(chunk, divergence):
     arrays, targets, weights = inputs(1, dtype=np.float32)
     (loss, _), gradients = jax.value_and_grad(chunked, has_aux=True)(
-        arrays, targets, weights, Divergence(), chunk
+        arrays, targets, weights, divergence, chunk
     )
     plain_loss, plain_gradients = jax.value_and_grad(unchunked)(
-        arrays, targets, weights, Divergence()
+        arrays, targets, weights, divergence
     )
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, plain_loss, rtol=1e-6)

@@ -1,0 +1,1 @@
+"""Several methods under one budget: which runs, in which processes, and what they say together."""

@@ -158,15 +158,16 @@ def compute_dtype(config: Any) -> jnp.dtype | None:
 
 def make_sampler(config: Any, model: ModelConfig, mesh: Mesh, *, teacher: bool = False) -> Sampler:
     """The sampler; with `teacher`, for prompts that show a solution."""
+    section = config.rollout
+    rows = section.max_rows or section.problems_per_step * section.group_size
     return Sampler(
         model,
-        prompt_buckets=config.teacher.prompt_buckets if teacher else config.rollout.prompt_buckets,
-        max_rows=config.rollout.max_rows
-        or max(
-            config.rollout.problems_per_step * config.rollout.group_size,
-            config.evaluation.problems_per_batch * config.evaluation.samples,
-        ),
-        segment_steps=config.rollout.segment_steps,
+        prompt_buckets=config.teacher.prompt_buckets if teacher else section.prompt_buckets,
+        # The largest batch is a bucket too: a call with fewer rollouts needs no shape of its own.
+        row_buckets=(*section.row_buckets, rows),
+        cache_buckets=section.cache_buckets,
+        max_rows=rows,
+        segment_steps=section.segment_steps,
         dtype=compute_dtype(config),
         mesh=mesh,
     )

@@ -44,6 +44,7 @@ class Field:
       choices: the allowed words; empty for any.
       at_least, at_most: inclusive range of a number, or of each member of a tuple.
       positive: whether the number must be larger than zero.
+      may_be_empty: whether a tuple may have no member.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Field:
     at_least: float | None = None
     at_most: float | None = None
     positive: bool = False
+    may_be_empty: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,13 +195,25 @@ FIELDS: tuple[Field, ...] = (
           "reference", at_most=1, positive=True),
     Field("rollout.top_k", 0, "Sample among the k likeliest tokens; 0 is off.",
           "reference", at_least=0),
-    Field("rollout.max_rows", 0,
-          "Most rows decoded at once, in training and in evaluation; the rest waits its turn. 0 is "
-          "all rows of a step. No effect on the result but for rounding.",
-          "ours", may_change=True, at_least=0),
     Field("rollout.segment_steps", 128,
-          "Decoding steps between two looks at whether all responses are finished.",
+          "Most decoding steps between two looks at which responses are finished.",
           "ours", may_change=True, at_least=1),
+    Field("rollout.max_rows", 0,
+          "Most rows decoded at once, in training and in evaluation; more responses wait for a "
+          "free one. 0 is all rows of a step. No effect on the result but for rounding.",
+          "ours", may_change=True, at_least=0),
+    Field("rollout.row_buckets", (16, 64),
+          "Smaller batches (rows), ascending, that the last responses move to as others finish; "
+          "() is none.",
+          "ours", may_change=True, at_least=1, may_be_empty=True),
+    Field("rollout.cache_buckets", (1024, 2048, 4096),
+          "Lengths (tokens), ascending, that the caches of keys and values have before their full "
+          "one; () is none.",
+          "ours", may_change=True, at_least=1, may_be_empty=True),
+    Field("rollout.precompile", True,
+          "Compile all shapes of the sampler before the first step, or (False) each when it is "
+          "first met.",
+          "ours", may_change=True),
     Field("rollout.prompt_buckets", (512, 1024, 2048),
           "Prompts are padded to the smallest of these lengths (tokens) that holds the batch's "
           "longest.",
@@ -517,7 +531,7 @@ FIELDS: tuple[Field, ...] = (
           "Evaluate only so many problems, chosen by a hash of the id; 0 is all.",
           "ours", may_change=True, at_least=0),
     Field("evaluation.problems_per_batch", 32,
-          "Problems sampled at the same time in an evaluation.",
+          "Problems between two appends to the file that the evaluate command writes.",
           "ours", may_change=True, at_least=1),
     Field("evaluation.samples", 16, "Samples per problem (k of mean@k).",
           "reference, reading S9", may_change=True, at_least=1),
@@ -856,7 +870,8 @@ def _expected_range(field: Field, value: float) -> str | None:
 
 def _check_buckets(field: Field, value: Any) -> None:
     lengths = list(value)
-    good = bool(lengths) and all(isinstance(length, int) and length > 0 for length in lengths)
+    good = all(isinstance(length, int) and length > 0 for length in lengths)
+    good = good and (bool(lengths) or field.may_be_empty)
     if not good or sorted(set(lengths)) != lengths:
         raise ConfigError(
             f"{field.name} is {tuple(lengths)}, expected positive lengths in rising order;"

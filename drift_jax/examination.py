@@ -13,7 +13,7 @@ from drift_jax import assemble, teacher
 from drift_jax.data import demonstrations, prompting, source
 from drift_jax.grading import Answers, Grader, grade
 from drift_jax.models.transformer import ModelConfig, Params
-from drift_jax.sampling import Sampler, random_streams
+from drift_jax.sampling import Precompiled, Sampler, random_streams
 from drift_jax.statistics import best_at_k, mean_at_k
 from drift_jax.types import Problem
 
@@ -59,6 +59,22 @@ class Examination:
             for problem in problems
         ]
         return self._answer(self.sampler, params, problems, prompts, self.samples, f"eval/{step}")
+
+    def precompile(self, params: Params) -> Precompiled:
+        """Compiles what `student` and `with_solutions` may need for any of the problems."""
+        done = self.validation.precompile(params) if self.validation else Precompiled(0, 0.0)
+        for sampler, samples in (
+            (self.sampler, self.samples),
+            (self.teacher_sampler, self.teacher_samples),
+        ):
+            if samples:
+                done += sampler.precompile(
+                    params,
+                    problems=range(1, len(self.problems) + 1),
+                    group_size=samples,
+                    max_new_tokens=self.max_new_tokens,
+                )
+        return done
 
     def with_solutions(
         self, params: Params, problems: Sequence[Problem], solutions: Sequence[str], step: int

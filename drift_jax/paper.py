@@ -49,6 +49,8 @@ LOCAL: Mapping[str, Value] = {
     "rollout.max_rows": 0,
     "rollout.max_new_tokens": 28,
     "rollout.segment_steps": 8,
+    "rollout.row_buckets": (8,),
+    "rollout.cache_buckets": (64,),
     "rollout.prompt_buckets": (48,),
     "rollout.response_buckets": (28,),
     "teacher.max_prompt_tokens": 96,

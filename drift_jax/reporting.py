@@ -18,6 +18,7 @@ from drift_jax.examination import Examination, Gate
 from drift_jax.grading import Answers
 from drift_jax.memory import Memory
 from drift_jax.progress import Progress, Row, final_table
+from drift_jax.sampling import Precompiled
 from drift_jax.types import Problem, Rollouts
 from drift_jax.update import TrainState
 from drift_jax.workdir import WorkDir
@@ -94,6 +95,10 @@ class Reporter:
         began = time.monotonic()
         yield
         self._times[phase] += time.monotonic() - began
+
+    def compiled(self, done: Precompiled) -> None:
+        """Says what compiling the sampler took; no later step compiles any of it."""
+        self._progress.print(f"sampler: {done}")
 
     def begin(self, state: TrainState, gate: Gate | None) -> None:
         """Before the first step: the gate and an evaluation, written as step 0."""

@@ -377,6 +377,13 @@ def test_buckets_must_rise(buckets):
     assert "expected positive lengths in rising order" in refusal(config)
 
 
+@pytest.mark.parametrize("name", ["rollout.row_buckets", "rollout.cache_buckets"])
+def test_the_samplers_smaller_shapes_may_be_none_but_must_rise(name):
+    assert refusal(assign(default(), {name: (8, 4)})).startswith(f"{name} is (8, 4), expected")
+    without = assign(default(), {name: ()})
+    validate(without, device_count=1)
+
+
 def test_a_teacher_prompt_without_room_for_a_demonstration_is_refused():
     config = with_values(teacher__max_prompt_tokens=2048)
     message = refusal(config)

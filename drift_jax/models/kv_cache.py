@@ -18,6 +18,11 @@ class LayerCache:
     key: jax.Array  # [rows, kv_heads, head_dim, slots]
     value: jax.Array  # [rows, kv_heads, slots, head_dim]
 
+    @property
+    def slots(self) -> int:
+        """Length of the buffer."""
+        return self.value.shape[2]
+
 
 def causal_mask(mask: jax.Array) -> jax.Array:
     """Which keys each query may see: real tokens not after it, and always itself.
@@ -60,42 +65,80 @@ def attend_rows(
     return jax.nn.dot_product_attention(query, key, value, mask=visible, local_window_size=local)
 
 
-def within_window(filled: jax.Array, slot: jax.Array, window: int | None) -> jax.Array:
-    """Which filled slots the token at `slot` sees. [rows, slots] bool
+def visible_slots(first: jax.Array, slot: jax.Array, slots: int, window: int | None) -> jax.Array:
+    """Which slots the token at `slot` sees: those of its row, itself included. [rows, slots] bool
 
     Args:
-      filled: which slots hold a token of the row. [rows, slots] bool
+      first: slot of each row's first token; the row is contiguous from there. [rows]
       slot: scalar, the slot of the present token.
+      slots: length of the cache.
       window: as in `attend_rows`.
     """
-    if window is None:
-        return filled
-    return filled & (jnp.arange(filled.shape[1]) > slot - window)
+    if window is not None:
+        first = jnp.maximum(first, slot - window + 1)
+    index = jnp.arange(slots)
+    return (index >= first[:, None]) & (index <= slot)
 
 
-def from_prefill(key: jax.Array, value: jax.Array, *, copies: int, slots: int) -> LayerCache:
-    """A cache that begins with a prompt, the same for each of its rollouts.
+def empty(rows: int, kv_heads: int, head_dim: int, slots: int, dtype: jnp.dtype) -> LayerCache:
+    """A cache of zeros."""
+    return LayerCache(
+        key=jnp.zeros((rows, kv_heads, head_dim, slots), dtype),
+        value=jnp.zeros((rows, kv_heads, slots, head_dim), dtype),
+    )
 
-    Args:
-      key: keys of the prompts. [problem, time, kv_heads, head_dim]
-      value: values, same shape.
-      copies: rollouts a prompt; the rows of one problem are adjacent.
-      slots: length of the cache, at least the prompt's.
 
-    Returns:
-      A cache of problem * copies rows whose first `time` slots are filled.
-    """
-    room = [(0, 0), (0, slots - key.shape[1]), (0, 0), (0, 0)]
-    key, value = (jnp.repeat(jnp.pad(x, room), copies, axis=0) for x in (key, value))
+def from_prefill(key: jax.Array, value: jax.Array) -> LayerCache:
+    """The cache of whole prompts. key and value: [problem, time, kv_heads, head_dim]"""
     return LayerCache(key=key.transpose(0, 2, 3, 1), value=value.transpose(0, 2, 1, 3))
 
 
-def append(cache: LayerCache, key: jax.Array, value: jax.Array, slot: jax.Array) -> LayerCache:
-    """Writes one token of every row at `slot`. key and value: [rows, kv_heads, head_dim]"""
-    key, value = key[:, :, :, None], value[:, :, None, :]
+def insert(
+    cache: LayerCache, prompts: LayerCache, chosen: jax.Array, fresh: jax.Array, end: jax.Array
+) -> LayerCache:
+    """Writes prompts into the slots before `end`.
+
+    Args:
+      cache: of all rows.
+      prompts: a row a problem.
+      chosen: the problem of each row. [rows]
+      fresh: which rows are written; the others keep what they have. [rows] bool
+      end: scalar, at least the prompts' padded length.
+    """
+
+    def write(old: jax.Array, prompts: jax.Array, axis: int) -> jax.Array:
+        start, width = end - prompts.shape[axis], prompts.shape[axis]
+        kept = jax.lax.dynamic_slice_in_dim(old, start, width, axis)
+        new = jnp.where(fresh[:, None, None, None], prompts[chosen], kept)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis)
+
     return LayerCache(
-        key=jax.lax.dynamic_update_slice_in_dim(cache.key, key, slot, axis=3),
-        value=jax.lax.dynamic_update_slice_in_dim(cache.value, value, slot, axis=2),
+        key=write(cache.key, prompts.key, 3), value=write(cache.value, prompts.value, 2)
+    )
+
+
+def moved(cache: LayerCache, rows: jax.Array, shift: jax.Array, slots: int) -> LayerCache:
+    """Some rows of a cache, without its first `shift` slots, made `slots` long."""
+
+    def take(old: jax.Array, axis: int) -> jax.Array:
+        room = [(0, slots if i == axis else 0) for i in range(old.ndim)]
+        return jax.lax.dynamic_slice_in_dim(jnp.pad(old[rows], room), shift, slots, axis)
+
+    return LayerCache(key=take(cache.key, 3), value=take(cache.value, 2))
+
+
+def append(cache: LayerCache, key: jax.Array, value: jax.Array, slot: jax.Array) -> LayerCache:
+    """Writes one token of every row at `slot`. key and value: [rows, kv_heads, head_dim]
+
+    The slot is the same for all rows, yet they are written one by one: as an update of one slice,
+    XLA:CPU would fuse it into the products that read the cache, compute it a second time for the
+    next step, and copy both buffers four times a step.
+    """
+    rows = jnp.arange(key.shape[0])
+    written = {"indices_are_sorted": True, "unique_indices": True, "mode": "promise_in_bounds"}
+    return LayerCache(
+        key=cache.key.at[rows, :, :, slot].set(key, **written),
+        value=cache.value.at[rows, :, slot].set(value, **written),
     )
 
 
@@ -105,7 +148,7 @@ def attend(cache: LayerCache, query: jax.Array, visible: jax.Array) -> jax.Array
     Args:
       cache: keys and values, the new token's included.
       query: [rows, heads, head_dim]
-      visible: which slots hold a token of the row. [rows, slots] bool
+      visible: which slots hold a token that the new one sees. [rows, slots] bool
 
     Returns:
       [rows, heads, head_dim].

@@ -1,6 +1,6 @@
-"""Rollouts from the training weights: prefill once a prompt, then jitted decoding segments."""
+"""Rollouts from the training weights: a prompt is read once, then rows decode, move and refill."""
 
 from drift_jax.sampling.randomness import random_streams
-from drift_jax.sampling.sampler import Sampler
+from drift_jax.sampling.sampler import Precompiled, Sampler
 
-__all__ = ["Sampler", "random_streams"]
+__all__ = ["Precompiled", "Sampler", "random_streams"]

@@ -5,6 +5,7 @@ levels (first a block of entries, then the entry in it) keep float32 fine enough
 a large vocabulary.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -31,6 +32,9 @@ def choose(
 ) -> Choice:
     """Draws a token a row.
 
+    The training setting (temperature 1, everything kept) reads the logits once: one exponential an
+    entry gives the blocks' weights of the draw, the log-prob and the entropy alike.
+
     Args:
       logits: [rows, vocab], float32
       uniforms: two numbers in [0, 1) a row. [rows, 2]
@@ -38,16 +42,27 @@ def choose(
       top_p: scalar in (0, 1]; 1 keeps everything.
       top_k: integer scalar; 0 keeps everything.
     """
-    log_probs = jax.nn.log_softmax(logits)
-    entropy = -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1, where=log_probs > -jnp.inf)
-    tempered = jax.nn.softmax(logits / jnp.maximum(temperature, 1e-6))
-    # Training keeps everything: the search for thresholds is then not run.
-    kept = jax.lax.cond(
-        (top_p < 1) | (top_k > 0), lambda p: truncate(p, top_p, top_k), lambda p: p, tempered
+    below = _blocks(logits - logits.max(axis=-1, keepdims=True), -jnp.inf)  # [rows, block, BLOCK]
+    weights = jnp.exp(below)
+    sums = weights.sum(axis=-1)  # [rows, block]
+    total = sums.sum(axis=-1)
+    log_total = jnp.log(total)
+    weighted = jnp.sum(jnp.where(weights > 0, weights * below, 0), axis=(-1, -2))
+
+    def plain() -> jax.Array:
+        return _draw(sums, below, uniforms, jnp.exp)
+
+    def tempered() -> jax.Array:
+        probs = jax.nn.softmax(logits / jnp.maximum(temperature, 1e-6))
+        return invert(truncate(probs, top_p, top_k), uniforms)
+
+    everything = (temperature == 1) & (top_p >= 1) & (top_k <= 0)
+    mode = jnp.where(temperature <= 0, 2, jnp.where(everything, 0, 1))
+    token = jax.lax.switch(mode, (plain, tempered, lambda: _largest(below)))
+    picked = _entry(below, token // BLOCK, token % BLOCK)
+    return Choice(
+        token.astype(jnp.int32), picked - log_total, jnp.maximum(log_total - weighted / total, 0)
     )
-    token = jnp.where(temperature > 0, invert(kept, uniforms), jnp.argmax(logits, axis=-1))
-    picked = jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
-    return Choice(token.astype(jnp.int32), picked, entropy)
 
 
 def invert(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
@@ -57,11 +72,40 @@ def invert(weights: jax.Array, uniforms: jax.Array) -> jax.Array:
       weights: non-negative, not necessarily normalised. [rows, vocab]
       uniforms: the first picks a block of `BLOCK` entries, the second the entry in it. [rows, 2]
     """
-    rows, vocab = weights.shape
-    blocks = jnp.pad(weights, ((0, 0), (0, -vocab % BLOCK))).reshape(rows, -1, BLOCK)
-    block = _pass(blocks.sum(axis=-1), uniforms[:, 0])
+    blocks = _blocks(weights, 0)
+    return _draw(blocks.sum(axis=-1), blocks, uniforms, lambda inside: inside)
+
+
+def _draw(
+    sums: jax.Array,
+    blocks: jax.Array,
+    uniforms: jax.Array,
+    weigh: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """`invert`, given the blocks' sums and how the entries of a chosen block weigh."""
+    block = _pass(sums, uniforms[:, 0])
     inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
-    return block * BLOCK + _pass(inside, uniforms[:, 1])
+    return block * BLOCK + _pass(weigh(inside), uniforms[:, 1])
+
+
+def _blocks(values: jax.Array, fill: float) -> jax.Array:
+    """[rows, vocab] -> [rows, block, BLOCK], filled up at the end."""
+    rows, vocab = values.shape
+    padding = ((0, 0), (0, -vocab % BLOCK))
+    return jnp.pad(values, padding, constant_values=fill).reshape(rows, -1, BLOCK)
+
+
+def _entry(blocks: jax.Array, block: jax.Array, inside: jax.Array) -> jax.Array:
+    """One entry a row. [rows]"""
+    return blocks[jnp.arange(blocks.shape[0]), block, inside]
+
+
+def _largest(blocks: jax.Array) -> jax.Array:
+    """Index of the largest entry, the first of equals; by blocks, since XLA:CPU's argmax is slow
+    over a vocabulary. [rows]"""
+    block = jnp.argmax(blocks.max(axis=-1), axis=-1)
+    inside = jnp.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
+    return block * BLOCK + jnp.argmax(inside, axis=-1)
 
 
 def _pass(weights: jax.Array, uniform: jax.Array) -> jax.Array:
@@ -87,10 +131,18 @@ def truncate(probs: jax.Array, top_p: jax.Array, top_k: jax.Array) -> jax.Array:
       top_p: scalar in (0, 1].
       top_k: integer scalar, 0 for all.
     """
-    count = jnp.where(top_k > 0, jnp.minimum(top_k, probs.shape[-1]), probs.shape[-1])
-    probs = jnp.where(probs >= _largest_threshold(probs, jnp.ones_like(probs), count), probs, 0)
-    mass = top_p * jnp.sum(probs, axis=-1, keepdims=True)
-    return jnp.where(probs >= _largest_threshold(probs, probs, mass), probs, 0)
+
+    def likeliest(probs: jax.Array) -> jax.Array:
+        count = jnp.minimum(top_k, probs.shape[-1])
+        return jnp.where(probs >= _largest_threshold(probs, jnp.ones_like(probs), count), probs, 0)
+
+    def nucleus(probs: jax.Array) -> jax.Array:
+        mass = top_p * jnp.sum(probs, axis=-1, keepdims=True)
+        return jnp.where(probs >= _largest_threshold(probs, probs, mass), probs, 0)
+
+    # A search that is switched off is not run.
+    probs = jax.lax.cond(top_k > 0, likeliest, lambda probs: probs, probs)
+    return jax.lax.cond(top_p < 1, nucleus, lambda probs: probs, probs)
 
 
 def _largest_threshold(probs: jax.Array, amounts: jax.Array, target: jax.Array) -> jax.Array:

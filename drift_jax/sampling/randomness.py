@@ -31,18 +31,31 @@ def random_streams(
 
 def row_keys(streams: jax.Array, group_size: int) -> jax.Array:
     """Key data of every rollout, problem-major. [problem, 2] -> [problem * group_size, 2] uint32"""
-    keys = jax.vmap(
-        lambda stream: jax.vmap(lambda i: jax.random.fold_in(jax.random.wrap_key_data(stream), i))(
-            jnp.arange(group_size)
-        )
-    )(streams)
-    return jax.random.key_data(keys).reshape(-1, 2)
+    rollouts = jnp.tile(jnp.arange(group_size), len(streams))
+    return rollout_keys(jnp.repeat(streams, group_size, axis=0), rollouts)
 
 
-def token_uniforms(keys: jax.Array, position: jax.Array) -> jax.Array:
-    """Two uniforms in [0, 1) for each row's token at `position` of its response. [rows, 2]"""
+def rollout_keys(streams: jax.Array, rollout: jax.Array) -> jax.Array:
+    """Key data of some rollouts. Problem's streams [rows, 2], index [rows] -> [rows, 2] uint32"""
 
-    def one(key: jax.Array) -> jax.Array:
+    def one(stream: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(stream), index))
+
+    return jax.vmap(one)(streams, rollout)
+
+
+def token_uniforms(keys: jax.Array, positions: jax.Array) -> jax.Array:
+    """Two uniforms in [0, 1) for each row's token at a position of its response.
+
+    Args:
+      keys: [rows, 2] uint32
+      positions: one for all rows, or one a row. [] or [rows] int32
+
+    Returns:
+      [rows, 2].
+    """
+
+    def one(key: jax.Array, position: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(jax.random.wrap_key_data(key), position), (2,))
 
-    return jax.vmap(one)(keys)
+    return jax.vmap(one)(keys, jnp.broadcast_to(positions, keys.shape[:1]))

@@ -1,230 +1,42 @@
-"""Sampling: each prompt is prefilled once for its whole group, then all rows decode together.
+"""Sampling: the host's loop over compiled segments.
 
-    prefill(prompts)             -> DecodeState   one pass over the prompts, caches copied a group
-    decode_segment(state, steps) -> DecodeState   up to `steps` tokens, sooner if all rows are done
-    Sampler.generate             -> Rollouts      calls both, returns numpy
+    admit waiting rollouts -> make room in the caches -> decode a segment -> collect, step down
 
-What varies between calls (temperature, top-p, top-k, stop tokens, the limit) is a traced value, so
-one executable serves training and evaluation, and no stop set of an earlier call survives in it.
+Each prompt goes through the model once for its group. Rows that ended make place for waiting
+rollouts; when none waits, the rest moves to a smaller batch. Caches begin short and grow with the
+responses. None of this changes what is drawn: a token's random numbers belong to the seed, the
+step, the problem, the rollout and the position.
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh
 
-from drift_jax import batching, sharding
-from drift_jax.models import kv_cache, transformer
-from drift_jax.models.kv_cache import LayerCache
+from drift_jax import sharding
 from drift_jax.models.transformer import ModelConfig, Params
-from drift_jax.sampling.choose import choose
-from drift_jax.sampling.randomness import row_keys, token_uniforms
+from drift_jax.sampling import decode, schedule
+from drift_jax.sampling.decode import MAX_STOP_TOKENS, Controls, DecodeState
+from drift_jax.sampling.schedule import Chunk, Queue, Shapes, Table
 from drift_jax.types import Rollouts
 
-MAX_STOP_TOKENS = 16
 
+@dataclasses.dataclass(frozen=True)
+class Precompiled:
+    """What `Sampler.precompile` did."""
 
-@struct.dataclass
-class DecodeState:
-    """Everything between two segments. A row is one rollout; slots count prompt and response."""
+    executables: int
+    seconds: float  # wall-clock time
 
-    caches: tuple[LayerCache, ...]  # a layer
-    filled: jax.Array  # [rows, slots] bool, which slots hold a token of the row
-    hidden: jax.Array  # [rows, embed], final hidden state of the last token
-    position: jax.Array  # [rows] int32, rotary position of the next token
-    produced: jax.Array  # scalar int32, tokens decoded so far
-    done: jax.Array  # [rows] bool, a stop token was produced
-    keys: jax.Array  # [rows, 2] uint32, random stream of the row
-    tokens: jax.Array  # [rows, time] int32
-    mask: jax.Array  # [rows, time] bool
-    log_probs: jax.Array  # [rows, time] float32
-    entropies: jax.Array  # [rows, time] float32
+    def __add__(self, other: "Precompiled") -> "Precompiled":
+        return Precompiled(self.executables + other.executables, self.seconds + other.seconds)
 
-
-@struct.dataclass
-class Controls:
-    """The traced settings of a call."""
-
-    temperature: jax.Array  # scalar, 0 is greedy
-    top_p: jax.Array  # scalar
-    top_k: jax.Array  # scalar int32, 0 is off
-    stop_tokens: jax.Array  # [MAX_STOP_TOKENS] int32, unused places -1
-    limit: jax.Array  # scalar int32, most tokens of a response
-
-
-@functools.partial(jax.jit, static_argnames=("config", "group_size", "new_slots", "dtype"))
-def prefill(
-    params: Params,
-    tokens: jax.Array,
-    mask: jax.Array,
-    streams: jax.Array,
-    *,
-    config: ModelConfig,
-    group_size: int,
-    new_slots: int,
-    dtype: jnp.dtype | None = None,
-) -> DecodeState:
-    """Runs every prompt once and gives each of its rollouts a copy of its keys and values.
-
-    Args:
-      params: parameters.
-      tokens: left-padded prompts. [problem, time]
-      mask: which are real. [problem, time] bool
-      streams: random stream of each problem. [problem, 2] uint32
-      config: the model's settings.
-      group_size: rollouts a prompt.
-      new_slots: room for the response, the longest that any call may ask of this state.
-      dtype: dtype of the computation; None keeps the parameters'.
-    """
-    params = transformer.cast(params, dtype)
-    positions = jnp.maximum(jnp.cumsum(mask, axis=-1) - 1, 0)
-    angles = transformer.angles_by_type(positions.reshape(-1), config)
-    visible = kv_cache.causal_mask(mask)
-    x = params["embed_tokens"][tokens.reshape(-1)]
-    caches = []
-    slots = tokens.shape[1] + new_slots
-    for layer in range(config.num_layers):
-        kind = config.layer_type(layer)
-        kept: list[LayerCache] = []
-
-        def attend(
-            query: jax.Array,
-            key: jax.Array,
-            value: jax.Array,
-            window: int | None = config.window(kind),
-            kept: list[LayerCache] = kept,
-        ) -> jax.Array:
-            rows = [x.reshape(*mask.shape, *x.shape[1:]) for x in (query, key, value)]
-            kept.append(kv_cache.from_prefill(*rows[1:], copies=group_size, slots=slots))
-            return kv_cache.attend_rows(*rows, visible=visible, window=window).reshape(query.shape)
-
-        weights = transformer.layer_weights(params["layers"], layer)
-        x = transformer.decoder_layer(weights, config, x, angles[kind], attend)
-        caches += kept
-    last = x.reshape(*mask.shape, -1)[:, -1]
-    hidden = transformer.rms_norm(last, params["norm"], config.rms_norm_eps)
-    rows = tokens.shape[0] * group_size
-    return DecodeState(
-        caches=tuple(caches),
-        filled=jnp.pad(jnp.repeat(mask, group_size, axis=0), ((0, 0), (0, new_slots))),
-        hidden=jnp.repeat(hidden, group_size, axis=0),
-        position=jnp.repeat(positions[:, -1] + 1, group_size, axis=0).astype(jnp.int32),
-        produced=jnp.int32(0),
-        done=jnp.zeros(rows, bool),
-        keys=row_keys(streams, group_size),
-        tokens=jnp.zeros((rows, new_slots), jnp.int32),
-        mask=jnp.zeros((rows, new_slots), bool),
-        log_probs=jnp.zeros((rows, new_slots), jnp.float32),
-        entropies=jnp.zeros((rows, new_slots), jnp.float32),
-    )
-
-
-@functools.partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames=("state",))
-def decode_segment(
-    params: Params,
-    state: DecodeState,
-    controls: Controls,
-    steps: jax.Array,
-    *,
-    config: ModelConfig,
-    dtype: jnp.dtype | None = None,
-) -> DecodeState:
-    """Decodes up to `steps` tokens of every row; ends sooner once all are done or at the limit.
-
-    Args:
-      params: parameters.
-      state: from `prefill` or an earlier segment; its buffers are reused.
-      controls: sampling settings.
-      steps: scalar.
-      config: the model's settings.
-      dtype: dtype of the computation.
-    """
-    params = transformer.cast(params, dtype)
-    layers = [
-        transformer.layer_weights(params["layers"], layer) for layer in range(config.num_layers)
-    ]
-    end = jnp.minimum(state.produced + steps, controls.limit)
-
-    def unfinished(state: DecodeState) -> jax.Array:
-        return (state.produced < end) & ~state.done.all()
-
-    def one_token(state: DecodeState) -> DecodeState:
-        state, token = _emit(params, state, controls)
-        return _advance(params, layers, config, state, token)
-
-    return jax.lax.while_loop(unfinished, one_token, state)
-
-
-def _emit(params: Params, state: DecodeState, controls: Controls) -> tuple[DecodeState, jax.Array]:
-    """Draws the next token of every row and writes it down. The stop token itself is kept."""
-    logits = jnp.matmul(
-        state.hidden, transformer.output_head(params), preferred_element_type=jnp.float32
-    )
-    choice = choose(
-        logits,
-        token_uniforms(state.keys, state.produced),
-        temperature=controls.temperature,
-        top_p=controls.top_p,
-        top_k=controls.top_k,
-    )
-    alive = ~state.done
-    stopped = (choice.token[:, None] == controls.stop_tokens).any(axis=-1)
-
-    def write(buffer: jax.Array, column: jax.Array) -> jax.Array:
-        column = jnp.where(alive, column, 0).astype(buffer.dtype)[:, None]
-        return jax.lax.dynamic_update_slice_in_dim(buffer, column, state.produced, axis=1)
-
-    state = dataclasses.replace(
-        state,
-        tokens=write(state.tokens, choice.token),
-        mask=write(state.mask, alive),
-        log_probs=write(state.log_probs, choice.log_prob),
-        entropies=write(state.entropies, choice.entropy),
-        done=state.done | stopped,
-    )
-    return state, choice.token
-
-
-def _advance(
-    params: Params, layers: list[Params], config: ModelConfig, state: DecodeState, token: jax.Array
-) -> DecodeState:
-    """Runs one token of every row through the model."""
-    slot = state.filled.shape[1] - state.tokens.shape[1] + state.produced
-    filled = state.filled | (jnp.arange(state.filled.shape[1]) == slot)
-    angles = transformer.angles_by_type(state.position, config)
-    visible = {kind: kv_cache.within_window(filled, slot, config.window(kind)) for kind in angles}
-    x = params["embed_tokens"][token]
-    caches = []
-    for layer, (weights, cache) in enumerate(zip(layers, state.caches, strict=True)):
-        kind = config.layer_type(layer)
-        kept: list[LayerCache] = []
-
-        def attend(
-            query: jax.Array,
-            key: jax.Array,
-            value: jax.Array,
-            cache: LayerCache = cache,
-            seen: jax.Array = visible[kind],
-            kept: list[LayerCache] = kept,
-        ) -> jax.Array:
-            kept.append(kv_cache.append(cache, key, value, slot))
-            return kv_cache.attend(kept[0], query, seen)
-
-        x = transformer.decoder_layer(weights, config, x, angles[kind], attend)
-        caches += kept
-    return dataclasses.replace(
-        state,
-        caches=tuple(caches),
-        filled=filled,
-        hidden=transformer.rms_norm(x, params["norm"], config.rms_norm_eps),
-        position=state.position + 1,
-        produced=state.produced + 1,
-    )
+    def __str__(self) -> str:
+        return f"{self.executables} executables in {self.seconds:.1f} s"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,15 +46,22 @@ class Sampler:
     Attributes:
       config: the model.
       prompt_buckets: prompt lengths that are compiled, ascending; a prompt is padded to the next
-      one.
-      max_rows: most rows decoded at once; more prompts are done in turns of equal shape.
-      segment_steps: tokens between two looks at the device from the host.
+        one.
+      row_buckets: numbers of rows below `max_rows` that are compiled, ascending. A call starts
+        with the smallest that holds its rollouts and steps down as responses end. Empty: as many
+        rows as the call has rollouts, from start to end.
+      cache_buckets: lengths of the caches, ascending. They grow to the longest prompt bucket with
+        the longest response; a bucket at least as long as that takes its place.
+      max_rows: most rows decoded at once; further rollouts wait until rows are free.
+      segment_steps: most tokens between two looks at the device from the host.
       dtype: dtype of the computation; None keeps the parameters'.
       mesh: where the rows go; None is the default device.
     """
 
     config: ModelConfig
     prompt_buckets: tuple[int, ...]
+    row_buckets: tuple[int, ...] = ()
+    cache_buckets: tuple[int, ...] = ()
     max_rows: int = 256
     segment_steps: int = 128
     dtype: jnp.dtype | None = None
@@ -268,8 +87,8 @@ class Sampler:
         their order or the padding (but for draws within rounding of a boundary).
 
         Args:
-          params: the parameters that are trained; there is no second copy.
-          prompts: token ids, one array a problem.
+          params: the parameters that are trained; nothing is kept of them after the call.
+          prompts: token ids, one array a problem; may be none at all.
           group_size: responses a prompt.
           max_new_tokens: longest response, the stop token included.
           temperature: 0 is greedy.
@@ -288,85 +107,234 @@ class Sampler:
         stops = tuple(stop_tokens)
         if not 0 < len(stops) <= MAX_STOP_TOKENS:
             raise ValueError(f"{len(stops)} stop tokens; expected 1 to {MAX_STOP_TOKENS}")
-        controls = Controls(
-            temperature=jnp.float32(temperature),
-            top_p=jnp.float32(top_p),
-            top_k=jnp.int32(top_k),
-            stop_tokens=jnp.array(stops + (-1,) * (MAX_STOP_TOKENS - len(stops)), jnp.int32),
-            limit=jnp.int32(max_new_tokens),
+        controls = _controls(
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            stop_tokens=stops,
+            max_new_tokens=max_new_tokens,
         )
-        at_once = min(len(prompts), max(1, self.max_rows // group_size))
-        width = self._bucket(max((len(prompt) for prompt in prompts), default=0))
-        parts = []
-        for start in range(0, len(prompts), at_once):
-            chosen = [*range(start, min(start + at_once, len(prompts)))]
-            padded = chosen + chosen[:1] * (at_once - len(chosen))  # equal shapes, one executable
-            tokens, mask = batching.left_pad([prompts[i] for i in padded], width)
-            rollouts = self._decode(
-                params, tokens, mask, stream[padded], controls, group_size, max_new_tokens
-            )
-            parts.append(_take(rollouts, slice(len(chosen) * group_size)))
-        return _concatenate(parts)
+        results = _no_tokens(len(prompts) * group_size, max_new_tokens)
+        queue = Queue(prompts, group_size, self.prompt_buckets)
+        if not queue:
+            return results
+        shapes = self._shapes(len(prompts), group_size, max_new_tokens)
+        batch = _Batch(self, params, shapes, queue.width, max_new_tokens)
+        while queue or len(batch.table.busy):
+            while queue and len(batch.table.free) >= min(shapes.refill, len(queue)):
+                batch.admit(queue.take(len(batch.table.free), shapes.chunks), stream, group_size)
+            batch.make_room(queue.width)
+            batch.run_segment(controls, waiting=len(queue), results=results, stop_tokens=stops)
+            if not queue:
+                batch.step_down()
+        return results
 
-    def _bucket(self, length: int) -> int:
-        for bucket in self.prompt_buckets:
-            if length <= bucket:
-                return bucket
-        raise ValueError(
-            f"a prompt has {length} tokens but the largest prompt bucket is "
-            f"{self.prompt_buckets[-1]}; drop it (data.max_prompt_tokens) or enlarge "
-            "rollout.prompt_buckets"
+    def precompile(
+        self, params: Params, *, problems: Iterable[int], group_size: int, max_new_tokens: int
+    ) -> Precompiled:
+        """Compiles all that calls of `generate` may need, by running it on nothing.
+
+        Args:
+          params: parameters, placed as those of the calls.
+          problems: how many prompts the calls have.
+          group_size: as in the calls.
+          max_new_tokens: as in the calls.
+        """
+        begin, before = time.perf_counter(), decode.executables()
+        walks = set()
+        for count in problems:
+            shapes = self._shapes(count, group_size, max_new_tokens)
+            walks.add((shapes, schedule.chunk_sizes(shapes, count, len(self.prompt_buckets))))
+        for shapes, sizes in sorted(walks):
+            for width in self.prompt_buckets:
+                _Batch(self, params, shapes, width, max_new_tokens).compile(width, sizes)
+        return Precompiled(decode.executables() - before, time.perf_counter() - begin)
+
+    def _shapes(self, problems: int, group_size: int, max_new_tokens: int) -> Shapes:
+        return schedule.shapes(
+            problems,
+            group_size,
+            self.prompt_buckets[-1] + max_new_tokens,
+            row_buckets=self.row_buckets,
+            cache_buckets=self.cache_buckets,
+            max_rows=self.max_rows,
+            multiple=sharding.batch_devices(self.mesh) if self.mesh else 1,
         )
 
-    def _decode(
+
+def _controls(
+    *,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    stop_tokens: tuple[int, ...],
+    max_new_tokens: int,
+) -> Controls:
+    # numpy: a device array made on the way in would cost a dispatch each.
+    stops = stop_tokens + (-1,) * (MAX_STOP_TOKENS - len(stop_tokens))
+    return Controls(
+        temperature=np.float32(temperature),
+        top_p=np.float32(top_p),
+        top_k=np.int32(top_k),
+        stop_tokens=np.array(stops, np.int32),
+        limit=np.int32(max_new_tokens),
+    )
+
+
+class _Batch:
+    """The rows of one call: the state on the device, and the table of whom they work for."""
+
+    def __init__(
+        self, sampler: Sampler, params: Params, shapes: Shapes, width: int, limit: int
+    ) -> None:
+        self._sampler = sampler
+        self._shapes = shapes
+        self._limit = limit
+        self._params = decode.unstacked(params, config=sampler.config, dtype=sampler.dtype)
+        slots = shapes.slots_for(width + sampler.segment_steps)
+        self.table = Table.blank(shapes.rows[-1], width, slots)
+        self._state: DecodeState = decode.blank(
+            self._params,
+            np.int32(width),
+            rows=shapes.rows[-1],
+            slots=slots,
+            config=sampler.config,
+            mesh=sampler.mesh,
+        )
+
+    def admit(self, chunk: Chunk, stream: np.ndarray, group_size: int) -> None:
+        """Prefills the prompts of a chunk and gives its rollouts rows."""
+        prefilled = decode.prefill(
+            self._params,
+            *self._put((chunk.tokens, chunk.mask, stream[chunk.problems])),
+            config=self._sampler.config,
+        )
+        rows = self.table.admit(chunk, group_size)
+        self._state = decode.admit(
+            self._state, prefilled, *self._put(rows), mesh=self._sampler.mesh
+        )
+
+    def make_room(self, width: int) -> None:
+        """Shifts out what nobody needs and lengthens the caches, if they are full.
+
+        Args:
+          width: slots that must remain before the clock, for the next prompt; 0 if none waits.
+        """
+        table, shapes, steps = self.table, self._shapes, self._sampler.segment_steps
+        shift = table.shift(width)
+        shorter = shapes.next_slots(table.slots, -1)
+        if width and shorter < table.slots and table.clock - shift + steps <= shorter:
+            self._move(len(table.owner), shift, shorter)
+        elif table.clock == table.slots:
+            # Rows of different ages leave much to shift out, rows that began together little.
+            enough = shapes.queued and 2 * shift >= min(steps, self._limit)
+            longer = table.slots if enough else shapes.next_slots(table.slots, 1)
+            self._move(len(table.owner), shift, longer)
+
+    def run_segment(
         self,
-        params: Params,
-        tokens: np.ndarray,
-        mask: np.ndarray,
-        stream: np.ndarray,
         controls: Controls,
-        group_size: int,
-        max_new_tokens: int,
-    ) -> Rollouts:
-        arrays = (tokens, mask, stream)
-        tokens, mask, stream = sharding.put_batch(self.mesh, arrays) if self.mesh else arrays
-        state = prefill(
-            params,
-            tokens,
-            mask,
-            stream,
-            config=self.config,
-            group_size=group_size,
-            new_slots=max_new_tokens,
-            dtype=self.dtype,
+        *,
+        waiting: int,
+        results: Rollouts,
+        stop_tokens: Sequence[int],
+    ) -> None:
+        """Decodes until a look at the rows is worth while, and collects the tokens."""
+        rows = len(self.table.owner)
+        leave_at = (
+            rows - min(self._shapes.refill, waiting) if waiting else self._shapes.lower_rows(rows)
         )
-        steps = jnp.int32(self.segment_steps)
-        for _ in range(0, max_new_tokens, self.segment_steps):
-            state = decode_segment(
-                params, state, controls, steps, config=self.config, dtype=self.dtype
-            )
-            if max_new_tokens > self.segment_steps and bool(jax.device_get(state.done.all())):
-                break
-        tokens, mask, log_probs, entropies, done = jax.device_get(
-            (state.tokens, state.mask, state.log_probs, state.entropies, state.done)
-        )
-        return Rollouts(
-            tokens=tokens, mask=mask, log_probs=log_probs, entropies=entropies, finished=done
+        steps = min(self._sampler.segment_steps, self.table.slots - self.table.clock)
+        emitted = jax.device_get(self._segment(controls, steps, leave_at))
+        self.table.collect(
+            emitted.live,
+            emitted.tokens,
+            emitted.log_probs,
+            emitted.entropies,
+            results,
+            stop_tokens,
         )
 
+    def step_down(self) -> None:
+        """Moves to a smaller batch while one holds all that is left."""
+        while 0 < len(self.table.busy) <= (rows := self._shapes.lower_rows(len(self.table.owner))):
+            self._move(rows, 0, self.table.slots)
 
-def _fields(rollouts: Rollouts) -> dict[str, np.ndarray]:
-    return {field.name: getattr(rollouts, field.name) for field in dataclasses.fields(rollouts)}
+    def compile(self, width: int, sizes: Sequence[int]) -> None:
+        """Runs every function on every shape that can follow, on no rollout at all.
+
+        Args:
+          width: padded length of the prompts.
+          sizes: numbers of prompts that may be prefilled together.
+        """
+        shapes = self._shapes
+        begin = shapes.slots.index(self.table.slots)
+        for slots in shapes.slots[begin:]:
+            if slots > self.table.slots:
+                self._move(len(self.table.owner), 0, slots)
+            for size in sizes if shapes.queued or slots == shapes.slots[begin] else ():
+                self.admit(schedule.nobody(size, width), np.zeros((1, 2), np.uint32), 1)
+            table, state = self.table, None
+            for rows in reversed(shapes.rows):
+                if rows < len(self.table.owner):
+                    self._move(rows, 0, slots)
+                self._segment(_NOTHING, 0, 0)
+                state = state or self._state  # of all rows; `move` leaves it as it is
+                self._visit_neighbours(rows, slots)
+            assert state is not None
+            self.table, self._state = table, state
+
+    def _visit_neighbours(self, rows: int, slots: int) -> None:
+        """Compiles the moves that keep the number of rows."""
+        table, state, shapes = self.table, self._state, self._shapes
+        targets = {shapes.next_slots(slots, 1)}
+        if shapes.queued:
+            targets.add(slots)
+            if rows == shapes.rows[-1]:  # only there caches become shorter again
+                targets.add(shapes.next_slots(slots, -1))
+        elif slots == shapes.slots[-1]:
+            targets.clear()
+        for target in targets:
+            self._move(rows, 0, target)
+            self.table, self._state = table, state
+
+    def _segment(self, controls: Controls, steps: int, leave_at: int) -> decode.Emitted:
+        self._state, emitted = decode.decode_segment(
+            self._params,
+            self._state,
+            controls,
+            np.int32(steps),
+            np.int32(leave_at),
+            columns=self._sampler.segment_steps,
+            config=self._sampler.config,
+            mesh=self._sampler.mesh,
+        )
+        return emitted
+
+    def _move(self, rows: int, shift: int, slots: int) -> None:
+        self.table, source, keep = self.table.moved(rows, shift, slots)
+        self._state = decode.move(
+            self._state,
+            *self._put((source, keep)),
+            np.int32(shift),
+            slots=slots,
+            mesh=self._sampler.mesh,
+        )
+
+    def _put(self, arrays: tuple[np.ndarray, ...]) -> tuple[np.ndarray | jax.Array, ...]:
+        mesh = self._sampler.mesh
+        return sharding.put_batch(mesh, arrays) if mesh else arrays
 
 
-def _take(rollouts: Rollouts, rows: slice) -> Rollouts:
-    return Rollouts(**{name: array[rows] for name, array in _fields(rollouts).items()})
+# For compilation only; no token is drawn with it.
+_NOTHING = _controls(temperature=1.0, top_p=1.0, top_k=0, stop_tokens=(0,), max_new_tokens=1)
 
 
-def _concatenate(parts: Sequence[Rollouts]) -> Rollouts:
-    if len(parts) == 1:
-        return parts[0]
-    columns = [_fields(part) for part in parts]
+def _no_tokens(rows: int, time: int) -> Rollouts:
     return Rollouts(
-        **{name: np.concatenate([column[name] for column in columns]) for name in columns[0]}
+        tokens=np.zeros((rows, time), np.int32),
+        mask=np.zeros((rows, time), bool),
+        log_probs=np.zeros((rows, time), np.float32),
+        entropies=np.zeros((rows, time), np.float32),
+        finished=np.zeros(rows, bool),
     )

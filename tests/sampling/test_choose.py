@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from drift_jax.sampling.choose import choose, invert, truncate
+from drift_jax.sampling.choose import BLOCK, choose, invert, truncate
 
 
 def by_sorting(probs: np.ndarray, top_p: float, top_k: int) -> np.ndarray:
@@ -29,6 +29,29 @@ def test_truncation_by_bisection_equals_truncation_by_sorting(top_p, top_k):
     np.testing.assert_array_equal(kept, by_sorting(probs, top_p, top_k))
 
 
+def by_threshold(probs: np.ndarray, top_p: float, top_k: int) -> np.ndarray:
+    """The same where entries tie: all that equal the last one kept by a sort stay."""
+    for kept_by in ("count", "mass"):
+        for row, values in enumerate(probs):
+            order = np.sort(values)[::-1]
+            if kept_by == "count":
+                least = order[min(top_k, len(order)) - 1] if top_k else 0
+            else:
+                reached = np.cumsum(order) >= top_p * values.sum()
+                least = order[np.argmax(reached)] if top_p < 1 else 0
+            probs[row] = np.where(values >= least, values, 0)
+    return probs
+
+
+@pytest.mark.parametrize("top_p, top_k", [(0.9, 0), (0.5, 0), (1.0, 3), (0.75, 10), (1.0, 1)])
+def test_truncation_keeps_all_entries_that_tie_at_its_edge(top_p, top_k):
+    # Sums of sixty-fourths are exact in any order: no rounding decides whether a mass is reached.
+    counts = np.random.default_rng(4).multinomial(64, np.full(40, 1 / 40), size=12)
+    probs = (counts / 64).astype(np.float32)
+    kept = truncate(jnp.asarray(probs), jnp.float32(top_p), jnp.int32(top_k))
+    np.testing.assert_array_equal(kept, by_threshold(probs.copy(), top_p, top_k))
+
+
 def test_entries_that_tie_with_the_threshold_stay():
     probs = jnp.full((1, 4), 0.25)
     assert (truncate(probs, jnp.float32(0.3), jnp.int32(0)) > 0).all()
@@ -44,6 +67,40 @@ def test_draws_follow_the_distribution():
     chi_square = ((counts - draws * probs) ** 2 / (draws * probs)).sum()
     # 199 degrees of freedom: mean 199, standard deviation 20.
     assert 100 < chi_square < 300
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_every_pair_of_uniforms_gives_each_token_its_share(temperature):
+    # All pairs of 256 by 256 midpoints instead of random ones: a block and an entry in it may each
+    # be off by one midpoint at either end.
+    points, vocab = 256, 150
+    logits = np.random.default_rng(5).normal(size=vocab) * 2
+    probs = np.exp(logits / temperature) / np.exp(logits / temperature).sum()
+    middles = (np.arange(points) + 0.5) / points
+    uniforms = np.stack(np.meshgrid(middles, middles), axis=-1).reshape(-1, 2)
+    drawn = choose(
+        jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (len(uniforms), vocab)),
+        jnp.asarray(uniforms, jnp.float32),
+        temperature=jnp.float32(temperature),
+        top_p=jnp.float32(1),
+        top_k=jnp.int32(0),
+    )
+    share = np.bincount(np.asarray(drawn.token), minlength=vocab) / len(uniforms)
+    assert np.abs(share - probs).max() <= 2 / points
+    blocks = np.add.reduceat(probs, [0, BLOCK, 2 * BLOCK])
+    assert np.abs(np.add.reduceat(share, [0, BLOCK, 2 * BLOCK]) - blocks).max() <= 1 / points
+
+
+def test_equal_largest_logits_give_the_first_of_them_when_greedy():
+    logits = jnp.zeros((1, 200)).at[0, jnp.array([70, 71, 150])].set(3.0)
+    drawn = choose(
+        logits,
+        jnp.full((1, 2), 0.5),
+        temperature=jnp.float32(0),
+        top_p=jnp.float32(1),
+        top_k=jnp.int32(0),
+    )
+    assert drawn.token[0] == 70
 
 
 @pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])

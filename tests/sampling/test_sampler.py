@@ -8,20 +8,22 @@ import numpy as np
 import pytest
 
 from drift_jax import sharding
-from drift_jax.models import forward
 from drift_jax.sampling import Sampler, random_streams
-from drift_jax.sampling.choose import BLOCK
+from drift_jax.sampling.decode import executables
 from drift_jax.sampling.randomness import row_keys, token_uniforms
-from drift_jax.sampling.sampler import decode_segment, prefill
-from drift_jax.types import Rollouts
 from tests import tiny
+from tests.sampling.exactness import (
+    assert_same_but_at_boundaries,
+    distance_to_a_boundary,
+    rerun,
+    rows_of,
+)
 
 GROUP, LIMIT, STOP = 3, 10, 2
 SAMPLER = Sampler(tiny.CONFIG, prompt_buckets=(16, 32), segment_steps=4)
 PROMPTS = tiny.prompts(4)
 IDS = [f"task/train/{i}" for i in range(4)]
 PARAMS = tiny.params()
-FORWARD = jax.jit(forward, static_argnums=1)
 PROBLEMS = [{"id": i, "prompt": p} for i, p in zip(IDS, PROMPTS, strict=True)]
 
 
@@ -34,54 +36,6 @@ def draw(sampler=SAMPLER, prompts=PROMPTS, ids=IDS, step=1, stop_tokens=(STOP,),
         stream=random_streams(0, step, ids),
         **settings,
     )
-
-
-def rerun(prompt, response):
-    """Logits that predict a response, from one uncached pass over prompt and response."""
-    tokens = np.concatenate([prompt, response])
-    padded = np.zeros((1, 32), np.int32)  # one shape, one compilation
-    padded[0, : len(tokens)] = tokens
-    logits = FORWARD(PARAMS, tiny.CONFIG, padded, mask=np.arange(32)[None] < len(tokens))[0]
-    return np.asarray(logits)[len(prompt) - 1 : len(tokens) - 1]
-
-
-def distance_to_a_boundary(problem, rollout, tokens, step=1):
-    """How far the draw of the last token was from giving another one, in units of the uniforms."""
-    stream = random_streams(0, step, [problem["id"]])
-    key = row_keys(jnp.asarray(stream), rollout + 1)[rollout:]
-    uniforms = np.asarray(token_uniforms(key, jnp.int32(len(tokens) - 1)))[0]
-    probs = np.asarray(jax.nn.softmax(rerun(problem["prompt"], tokens)[-1]), np.float64)
-    blocks = np.pad(probs, (0, -len(probs) % BLOCK)).reshape(-1, BLOCK)
-    between = np.cumsum(blocks.sum(axis=1))
-    inside = np.cumsum(blocks[tokens[-1] // BLOCK])
-    distances = (
-        np.abs(between / between[-1] - uniforms[0]),
-        np.abs(inside / inside[-1] - uniforms[1]),
-    )
-    return min(distance.min() for distance in distances)
-
-
-def assert_same_but_at_boundaries(one, other, problems, group_size=GROUP):
-    """Equal tokens and log-probs; rows may part only where a draw lay within 1e-5 of a boundary."""
-    for row in range(len(one.tokens)):
-        length = min(one.lengths[row], other.lengths[row])
-        same = one.tokens[row, :length] == other.tokens[row, :length]
-        until = length if same.all() else int(np.argmin(same))
-        np.testing.assert_allclose(
-            one.log_probs[row, :until], other.log_probs[row, :until], atol=1e-5
-        )
-        if until < length:
-            problem, rollout = problems[row // group_size], row % group_size
-            tokens = one.tokens[row, : until + 1]
-            assert distance_to_a_boundary(problem, rollout, tokens) < 1e-5
-        else:
-            assert one.lengths[row] == other.lengths[row]
-
-
-def rows_of(rollouts, rows):
-    """The rollouts of some rows."""
-    fields = ("tokens", "mask", "log_probs", "entropies", "finished")
-    return Rollouts(**{name: getattr(rollouts, name)[rows] for name in fields})
 
 
 def test_cached_decoding_equals_rerunning_the_prefix():
@@ -109,7 +63,7 @@ def test_group_prefill_equals_separate_prefill():
     )
     for problem, alone in enumerate(separate):
         rows = slice(problem * GROUP, (problem + 1) * GROUP)
-        assert_same_but_at_boundaries(alone, rows_of(together, rows), PROBLEMS[problem:])
+        assert_same_but_at_boundaries(alone, rows_of(together, rows), PROBLEMS[problem:], GROUP)
 
 
 def test_the_distance_to_a_boundary_tells_a_draw_from_another():
@@ -137,10 +91,12 @@ def test_tokens_do_not_depend_on_batch_order_bucket_segments_or_turns():
     order = [2, 0, 3, 1]
     rows = np.concatenate([np.arange(GROUP) + GROUP * i for i in order])
     moved = draw(prompts=[PROMPTS[i] for i in order], ids=[IDS[i] for i in order])
-    assert_same_but_at_boundaries(moved, rows_of(expected, rows), [PROBLEMS[i] for i in order])
+    assert_same_but_at_boundaries(
+        moved, rows_of(expected, rows), [PROBLEMS[i] for i in order], GROUP
+    )
     for change in ({"prompt_buckets": (32,)}, {"segment_steps": 128}, {"max_rows": 2 * GROUP + 1}):
         changed = draw(sampler=dataclasses.replace(SAMPLER, **change))
-        assert_same_but_at_boundaries(changed, expected, PROBLEMS)
+        assert_same_but_at_boundaries(changed, expected, PROBLEMS, GROUP)
 
 
 def test_random_numbers_do_not_depend_on_the_batch():
@@ -186,11 +142,11 @@ def test_stop_tokens_are_honoured_call_by_call():
 
 def test_settings_are_traced_and_lengths_share_executables():
     draw()
-    before = (prefill._cache_size(), decode_segment._cache_size())
+    before = executables()
     for settings in ({"temperature": 0.6, "top_p": 0.95}, {"top_k": 5}, {"stop_tokens": (3, 4)}):
         draw(**settings)
     draw(prompts=tiny.prompts(4, seed=9), step=7)
-    assert (prefill._cache_size(), decode_segment._cache_size()) == before
+    assert executables() == before
 
 
 def test_eight_devices_draw_what_one_draws():
@@ -199,7 +155,7 @@ def test_eight_devices_draw_what_one_draws():
     one = draw(prompts=prompts, ids=ids)
     many = draw(sampler=dataclasses.replace(SAMPLER, mesh=mesh), prompts=prompts, ids=ids)
     problems = [{"id": i, "prompt": p} for i, p in zip(ids, prompts, strict=True)]
-    assert_same_but_at_boundaries(many, one, problems)
+    assert_same_but_at_boundaries(many, one, problems, GROUP)
 
 
 def test_a_prompt_over_the_largest_bucket_is_refused_with_both_numbers():

@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             plan = make_plan(options, overrides)
             with _locked(out) as lock:
                 failed = run(plan, options, lock)
-        write_table(out, options.level, methods=options.methods)
+        write_table(out, options.level, methods=options.methods, vary=options.vary)
     except ConfigError as error:
         raise command.refuse(error) from None
     except _Stopped:
@@ -123,7 +123,10 @@ def make_parser() -> argparse.ArgumentParser:
         "--level", type=float, default=0.5, help="score whose first step is told; default 0.5"
     )
     parser.add_argument(
-        "--table-only", action="store_true", help="run nothing: the table of DIR/raw"
+        "--table-only",
+        action="store_true",
+        help="run nothing: the table of DIR/raw; with --worlds or --vary one of these alone, which "
+        "is written as table_selected",
     )
     return parser
 
@@ -271,23 +274,36 @@ def _locked(out: Path) -> Iterator[IO[str]]:
         yield file
 
 
-def write_table(out: Path, level: float, methods: Sequence[str]) -> None:
-    """Writes and prints the table of DIR/raw, and the figures where matplotlib is there."""
-    files = sorted((out / "raw").glob("*.json"))
-    if not files:
-        raise ConfigError(f"{out / 'raw'} has no records; run the comparison first")
-    records = [record.read(file) for file in files]
-    hashes = {f"raw/{file.name}": record.sha256(file) for file in files}
+def write_table(
+    out: Path, level: float, methods: Sequence[str], vary: tuple[str, tuple[str, ...]] = ("", ("",))
+) -> None:
+    """Writes and prints the table of DIR/raw, and the figures where matplotlib is there.
+
+    `vary` selects variants: a table of some of them leaves that of all as it is.
+    """
+    found = {file: record.read(file) for file in sorted((out / "raw").glob("*.json"))}
+    name, values = vary
+    wanted = (
+        {f"{name}={value}" for value in values} if name else {r.variant for r in found.values()}
+    )
+    kept = {file: run for file, run in found.items() if run.variant in wanted}
+    if not kept:
+        of = f" of {', '.join(sorted(wanted))}" if found else ""
+        raise ConfigError(f"{out / 'raw'} has no records{of}; run the comparison first")
+    selected = len(kept) < len(found)
+    records = list(kept.values())
+    hashes = {f"raw/{file.name}": record.sha256(file) for file in kept}
     earlier = _earlier_table(out / "table.json")
     made = table.make(records, level=level, order=methods or earlier["methods"])
-    table.write(out, made, hashes)
+    table.write(out, made, hashes, stem="table_selected" if selected else "table")
     known = earlier["records"]
     if changed := [name for name in hashes if known.get(name, hashes[name]) != hashes[name]]:
         _say(f"changed since the last table: {', '.join(changed)}")
     _say(f"\n{made.text}\n")
     try:
-        drawn = figures.write_all(out / "figures", records, order=made.methods)
-        _say(f"figures: {', '.join(drawn)} in {out / 'figures'}")
+        folder = out / ("figures_selected" if selected else "figures")
+        drawn = figures.write_all(folder, records, order=made.methods)
+        _say(f"figures: {', '.join(drawn)} in {folder}")
     except ModuleNotFoundError as error:
         if error.name != "matplotlib":
             raise

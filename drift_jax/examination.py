@@ -121,6 +121,21 @@ class Examination:
         return grade(self.tokenizer, problems, rollouts, self.grader)
 
 
+def precompile(
+    config: Any, sampler: Sampler, exam: Examination, params: Params
+) -> Precompiled | None:
+    """Compiles all that rollouts and evaluations of a run may need; None where that is off."""
+    if not config.rollout.precompile:
+        return None
+    rollouts = sampler.precompile(
+        params,
+        problems=[config.rollout.problems_per_step],
+        group_size=config.rollout.group_size,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
+    return rollouts + exam.precompile(params)
+
+
 def examination(
     config: Any,
     model: ModelConfig,

@@ -96,9 +96,10 @@ class Reporter:
         yield
         self._times[phase] += time.monotonic() - began
 
-    def compiled(self, done: Precompiled) -> None:
+    def compiled(self, done: Precompiled | None) -> None:
         """Says what compiling the sampler took; no later step compiles any of it."""
-        self._progress.print(f"sampler: {done}")
+        if done is not None:
+            self._progress.print(f"sampler: {done}")
 
     def begin(self, state: TrainState, gate: Gate | None) -> None:
         """Before the first step: the gate and an evaluation, written as step 0."""

@@ -50,16 +50,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     del params  # they live on in the state
     update_step = assemble.make_update(config, model, state)
     with grader, Reporter(config, run, exam, memory, start=start, dropped=dropped) as report:
-        if config.rollout.precompile:
-            report.compiled(
-                sampler.precompile(
-                    state.trainable,
-                    problems=[config.rollout.problems_per_step],
-                    group_size=config.rollout.group_size,
-                    max_new_tokens=config.rollout.max_new_tokens,
-                )
-                + exam.precompile(state.trainable)
-            )
+        report.compiled(examination.precompile(config, sampler, exam, state.trainable))
         if start == 0:
             gate = examination.measure_gate(config, model, state.trainable, tokenizer, mesh, grader)
             report.begin(state, gate)

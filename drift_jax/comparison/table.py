@@ -107,7 +107,7 @@ def make(records: Sequence[Record], *, level: float = 0.5, order: Sequence[str] 
     return Table(
         methods,
         _sections(scores, costs, differences, parts, k=k, split=split, level=level),
-        _notes(whole, budgets, left_out),
+        _notes(whole, budgets, left_out) + _discrimination(values, methods),
         {
             "methods": methods,
             "level": level,
@@ -129,12 +129,12 @@ def make(records: Sequence[Record], *, level: float = 0.5, order: Sequence[str] 
     )
 
 
-def write(folder: Path, table: Table, hashes: Mapping[str, str]) -> None:
-    """Writes table.txt, table.md and table.json; the last lists the records with their SHA-256."""
-    (folder / "table.txt").write_text(table.text + "\n", encoding="utf-8")
-    (folder / "table.md").write_text(table.markdown + "\n", encoding="utf-8")
+def write(folder: Path, table: Table, hashes: Mapping[str, str], stem: str = "table") -> None:
+    """Writes STEM.txt, .md and .json; the last lists the records with their SHA-256."""
+    (folder / f"{stem}.txt").write_text(table.text + "\n", encoding="utf-8")
+    (folder / f"{stem}.md").write_text(table.markdown + "\n", encoding="utf-8")
     content = {**table.values, "records": dict(hashes)}
-    (folder / "table.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 # ---- numbers ------------------------------------------------------------------------------------
@@ -327,6 +327,25 @@ def _base_score(blocks: Sequence[Mapping[str, Record]]) -> list[str]:
         return []
     score = np.mean([run.eval_means[0].mean() for run in first])
     return [f"Before the first step all score {100 * score:.1f}."]
+
+
+def _discrimination(
+    values: Mapping[str, Mapping[tuple[str, int], Mapping[str, np.ndarray]]], methods: Sequence[str]
+) -> list[str]:
+    """Whether these runs tell methods apart, where all variants have the same seeds."""
+    keys = list(values[methods[0]])
+    variants, seeds = dict.fromkeys(v for v, _ in keys), dict.fromkeys(s for _, s in keys)
+    whole = len(keys) == len(variants) * len(seeds)
+    if len(methods) < 2 or len(variants) < 2 or not whole:
+        return []
+    scores = [
+        [[values[name][v, s][_PRIMARY].mean() for s in seeds] for v in variants] for name in methods
+    ]
+    found = statistics.discrimination(np.array(scores))
+    return [
+        f"{str(found).capitalize()}. The ratio is about 1 where nothing is told apart; it is of "
+        "these methods, variants and seeds, last score."
+    ]
 
 
 def _range(budgets: Mapping[Any, Mapping[str, float]], name: str, unit: float, form: str) -> str:

@@ -12,6 +12,7 @@ from drift_jax.decision import Decision
 from drift_jax.grading import Answers
 from drift_jax.memory import Memory
 from drift_jax.metrics import detail_rows
+from drift_jax.teacher_schedule import COPY
 from drift_jax.types import Problem
 
 # Per-token values of the update that are written for a share of the samples.
@@ -176,6 +177,11 @@ def work_metrics(
         "compute/student_tokens": float(batch.student_mask.sum()),
         "compute/teacher_tokens": float(teacher),
     }
+
+
+def schedule_metrics(rate: float) -> dict[str, float]:
+    """How far the self-teacher followed the student after a step (`teacher/...`)."""
+    return {"teacher/rate": rate, "teacher/refreshed": float(rate == COPY)}
 
 
 def sample_rows(

@@ -18,7 +18,6 @@ from drift_jax.grading import grade
 from drift_jax.memory import draws
 from drift_jax.reporting import Reporter
 from drift_jax.sampling import random_streams
-from drift_jax.teacher_schedule import COPY
 from drift_jax.workdir import WorkDir
 
 
@@ -115,9 +114,8 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
                 placed = sharding.put_batch(mesh, batch, axis=1)
                 state, numbers, details = update_step(state, placed, rate)
                 numbers = jax.device_get(numbers)
-            numbers |= summary.work_metrics(ids, prompts, batch)
+            numbers |= summary.work_metrics(ids, prompts, batch) | summary.schedule_metrics(rate)
             numbers |= {"train/epoch": stream.epoch(step), "train/stage": 1 + (step > warmup_steps)}
-            numbers |= {"teacher/rate": rate, "teacher/refreshed": rate == COPY}
 
             if report.step(step, state, asked, rollouts, answers, decision, kept, numbers, details):
                 return False

@@ -343,7 +343,8 @@ def test_a_released_model_is_evaluated_on_generated_problems(checkpoint, tmp_pat
     config.assign(loaded, values)
     kept = evaluate.evaluate(loaded, str(tmp_path), step=None, model=str(checkpoint))
     _, *rows = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
-    assert [row["id"] for row in rows] == [f"toolcalls/test/{index}" for index in range(4)]
+    ids = [row["id"] for row in rows]
+    assert len(set(ids)) == 4 and all(name.startswith("toolcalls/test/") for name in ids)
     assert all(1 <= length <= 8 for row in rows for length in row["lengths"])
     assert "mean@2" in capsys.readouterr().out
 

@@ -170,7 +170,7 @@ class Plan:
         overrides = [_filled(text, words) for text in self.overrides]
         if base:
             model = self.base_command("", variant)[0] / "model"
-            overrides.append(f"--config.model.path={model}")
+            overrides += ["--config.model.init=checkpoint", f"--config.model.path={model}"]
         config = configs.override(configs.load(spec), overrides)
         if factor != 1:
             rate = float(f"{config.optimizer.learning_rate * factor:.6g}")

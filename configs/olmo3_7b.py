@@ -16,11 +16,12 @@ Score:     published mean@16 in %, Table 2:
            average                                      30.5    60.8    68.0    70.1    72.8
            Base, GRPO (on-policy; off-policy averages 63.2) and SDPO are cited from SDPO (arXiv
            2601.20802), the best of 5 hours, SC-SDPO from its own paper (arXiv 2605.27765).
-Memory:    estimate, GB on one of 8 GPUs: state 14.6 (7.30 B parameters), gradient and compute
-           copies 10.9; cache to 85.9 while sampling, attention scores to 43.5 while updating.
-           A checkpoint is 116.8 GB on disk. Built for H200; docs/FIRST_DAY.md has the arithmetic.
-Hours:     estimate, biology on 8 x H200: 13 to 28 if the longest answer of every batch has 1,024
-           tokens, 125 to 245 if it has 8,192. No GPU has measured it yet.
+Memory:    modelled, GB on one of 8 H200 (149): state 14.6 (7.30 B parameters), with it 119.8
+           while sampling and 136.9 in the longest update; 321.7 in the teacher's evaluation if
+           its prompts are the longest (rollout.max_rows=32 mends that). A checkpoint is 116.8
+           GB on disk. `python -m drift_jax.plan --config=configs/olmo3_7b.py` has the parts.
+Hours:     estimate, modelled, biology on 8 x H200: 5 to 20 if the longest answer of every batch
+           has 1,024 tokens, 90 to 203 if it has 8,192. No GPU has measured it yet.
 Before:    python -m drift_jax.prepare --model=olmo3-7b --out=models/OLMo3-7B
            python -m drift_jax.prepare --task=biology --out=data
 Command:   python -m drift_jax.main --config=configs/olmo3_7b.py:task=biology,method=drift

@@ -16,11 +16,12 @@ Score:     published mean@16 in %, Table 2:
            average                                      50.7    69.7    66.7    74.2    74.6
            All but DRIFT are cited from SRPO (arXiv 2604.02288), trained rows the best of 10 hours;
            that paper has 58.8, not 57.9, for the base model's tool use.
-Memory:    estimate, GB on one of 8 GPUs: state 8.0 (4.02 B parameters), gradient and compute
-           copies 6.0; cache to 48.3 while sampling, attention scores to 43.5 while updating.
-           A checkpoint is 64.4 GB on disk. Built for H200; docs/FIRST_DAY.md has the arithmetic.
-Hours:     estimate, biology on 8 x H200: 5 to 10 if the longest answer of every batch has 1,024
-           tokens, 67 to 104 if it has 8,192. No GPU has measured it yet.
+Memory:    modelled, GB on one of 8 H200 (149): state 8.0 (4.02 B parameters), with it 71.0
+           while sampling and 125.4 in the longest update; 374.9 in the teacher's evaluation if
+           its prompts are the longest (rollout.max_rows=64 mends that). A checkpoint is 64.4
+           GB on disk. `python -m drift_jax.plan --config=configs/qwen3_4b.py` has the parts.
+Hours:     estimate, modelled, biology on 8 x H200: 3 to 7 if the longest answer of every batch
+           has 1,024 tokens, 56 to 89 if it has 8,192. No GPU has measured it yet.
 Before:    python -m drift_jax.prepare --model=qwen3-4b --out=models/Qwen3-4B
            python -m drift_jax.prepare --task=biology --out=data
 Command:   python -m drift_jax.main --config=configs/qwen3_4b.py:task=biology,method=drift

@@ -16,11 +16,12 @@ Score:     published mean@16 in %, Table 1:
            average                                      49.5    63.0    72.0    77.4    79.5
            GRPO and SDPO are the paper's own runs of SDPO's code; base is SDPO's (arXiv 2601.20802)
            measurement, SRPO the best of 10 hours in its own paper (arXiv 2604.02288).
-Memory:    estimate, GB on one of 8 GPUs: state 16.4 (8.19 B parameters), gradient and compute
-           copies 12.3; cache to 48.3 while sampling, attention scores to 43.5 while updating.
-           A checkpoint is 131.1 GB on disk. Built for H200; docs/FIRST_DAY.md has the arithmetic.
-Hours:     estimate, biology on 8 x H200: 6 to 15 if the longest answer of every batch has 1,024
-           tokens, 75 to 144 if it has 8,192. No GPU has measured it yet.
+Memory:    modelled, GB on one of 8 H200 (149): state 16.4 (8.19 B parameters), with it 88.8
+           while sampling and 140.5 in the longest update; 392.8 in the teacher's evaluation if
+           its prompts are the longest (rollout.max_rows=64 mends that). A checkpoint is 131.1
+           GB on disk. `python -m drift_jax.plan --config=configs/qwen3_8b.py` has the parts.
+Hours:     estimate, modelled, biology on 8 x H200: 4 to 12 if the longest answer of every batch
+           has 1,024 tokens, 63 to 126 if it has 8,192. No GPU has measured it yet.
 Before:    python -m drift_jax.prepare --model=qwen3-8b --out=models/Qwen3-8B
            python -m drift_jax.prepare --task=biology --out=data
 Command:   python -m drift_jax.main --config=configs/qwen3_8b.py:task=biology,method=drift

@@ -517,6 +517,10 @@ FIELDS: tuple[Field, ...] = (
           "ours", may_change=True, at_least=0),
     Field("compute.vocab_chunk", 1024, "Tokens whose logits exist at the same time.",
           "ours", may_change=True, at_least=1),
+    Field("compute.longest_first", True,
+          "Where buckets vary: compile the longest update before the first step, and take its "
+          "memory once, so that a lack of it shows at once.",
+          "ours", may_change=True),
     # ---- run, evaluation, files
     Field("train.steps", 400, "Steps of the run.",
           "paper 4.1, reading S6", may_change=True, at_least=0),

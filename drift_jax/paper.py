@@ -15,7 +15,7 @@ SETTING: Mapping[str, Value] = {
     "data.path": "data",
     "model.remat": "full",
     # One row a GPU. The attention of this size is not fused: at the longest lengths the scores of
-    # a single teacher row take 43 GB (docs/FIRST_DAY.md).
+    # a single teacher row take 109 GB (docs/PLAN.md).
     "compute.micro_batch": 8,
     # With 16 samples each these are 256 rows, as many as a training step decodes.
     "evaluation.problems_per_batch": 16,

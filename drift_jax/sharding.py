@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("data", "fsdp"),
@@ -43,19 +43,37 @@ def make_mesh(*, data: int = 1, fsdp: int = -1, tensor: int = 1) -> Mesh:
     )
 
 
-def batch_devices(mesh: Mesh) -> int:
+def abstract_mesh(*, data: int, fsdp: int, tensor: int) -> AbstractMesh:
+    """A mesh of devices that need not exist, for shapes and places without arrays."""
+    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    return AbstractMesh(tuple(sizes.values()), tuple(sizes))
+
+
+def gathered(shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: AbstractMesh) -> int:
+    """Numbers that a device computes with: its own and those that the others keep for it.
+
+    Parameters are kept in parts and gathered for the computation; the parts of a matrix product
+    stay apart.
+    """
+    kept = [None if axis == "embed" else axis for axis in axes]
+    return math.prod(NamedSharding(mesh, spec(mesh, shape, tuple(kept))).shard_shape(shape))
+
+
+def batch_devices(mesh: Mesh | AbstractMesh) -> int:
     """Over how many places the rows of a batch are spread."""
     return _extent(mesh, "batch")
 
 
-def _extent(mesh: Mesh, logical: str | None) -> int:
+def _extent(mesh: Mesh | AbstractMesh, logical: str | None) -> int:
     axes = LOGICAL_AXES[logical] if logical else None
     return math.prod(
         mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes or ())
     )
 
 
-def spec(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> PartitionSpec:
+def spec(
+    mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> PartitionSpec:
     """Partition of an array by its logical axes; an axis that does not divide is replicated."""
     return PartitionSpec(
         *(
@@ -65,14 +83,21 @@ def spec(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> Pa
     )
 
 
-def named(mesh: Mesh, shape: tuple[int, ...], axes: tuple[str | None, ...]) -> NamedSharding:
+def named(
+    mesh: Mesh | AbstractMesh, shape: tuple[int, ...], axes: tuple[str | None, ...]
+) -> NamedSharding:
     """`spec` on its mesh."""
     return NamedSharding(mesh, spec(mesh, shape, axes))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """The same value on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def one_a_device(mesh: Mesh) -> NamedSharding:
+    """As many leading entries as devices, one on each."""
+    return NamedSharding(mesh, PartitionSpec(tuple(mesh.axis_names)))
 
 
 def put_batch(mesh: Mesh, tree: Any, *, axis: int = 0) -> Any:

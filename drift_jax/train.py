@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from drift_jax import assemble, buffer, examination, sharding, summary
+from drift_jax import assemble, buffer, examination, longest, sharding, summary
 from drift_jax import config as configs
 from drift_jax.checkpoint import Fork
 from drift_jax.data import prompting
@@ -47,7 +47,7 @@ def train(config: Any, workdir: str, fork: Fork | None = None) -> bool:
     memory = assemble.make_memory(config, warmup_steps=warmup_steps)
     state, start = run.restore(assemble.open_state(config, params, mesh, model), memory)
     del params  # they live on in the state
-    update_step = assemble.make_update(config, model, state)
+    update_step = longest.make_update(config, mesh, model, state)
     with grader, Reporter(config, run, exam, memory, start=start, dropped=dropped) as report:
         report.compiled(examination.precompile(config, sampler, exam, state.trainable))
         if start == 0:

@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from drift_jax import config, metrics
+from drift_jax.planning import estimate, sizes
 from drift_jax.prepare import __main__ as prepare
 from drift_jax.prepare import published
 
@@ -62,14 +63,6 @@ def parsed(arguments: list[str], of: str) -> config.ConfigDict:
     return value.value
 
 
-def arithmetic():
-    """benchmarks/first_day.py."""
-    spec = importlib.util.spec_from_file_location("first_day", ROOT / "benchmarks" / "first_day.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def rows(heading: str) -> list[list[str]]:
     """Cells of the table whose first line begins with `heading`."""
     table = TEXT[TEXT.index(f"| {heading}") :].partition("\n\n")[0]
@@ -80,17 +73,16 @@ def rows(heading: str) -> list[list[str]]:
 
 
 def test_every_line_is_of_a_kind_that_is_checked_here():
-    kinds = ("main", "evaluate", "prepare")
+    kinds = ("main", "evaluate", "prepare", "plan")
     for line in filter(None, commands()):
         words = shlex.split(line)
         known = words[0] in OTHER or words[:2] == ["python", "-c"]
-        known |= words == ["python", "benchmarks/first_day.py"]
         known |= words[:2] == ["python", "-m"] and words[2] in {f"drift_jax.{k}" for k in kinds}
         assert known, line
-    assert [len(python_commands(kind)) for kind in kinds] == [6, 6, 7]
+    assert [len(python_commands(kind)) for kind in kinds] == [6, 6, 7, 1]
 
 
-@pytest.mark.parametrize("of", ["main", "evaluate"])
+@pytest.mark.parametrize("of", ["main", "evaluate", "plan"])
 def test_every_run_loads_its_config_with_its_flags_and_validates_on_eight_devices(of, monkeypatch):
     monkeypatch.chdir(ROOT)
     for arguments in python_commands(of):
@@ -162,45 +154,70 @@ def test_the_base_row_is_the_cards_with_three_deviations_of_two_runs():
         assert accept == f"{100 * mean - wide:.1f} to {100 * mean + wide:.1f}"
 
 
-def test_memory_is_that_of_the_arithmetic(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    sums = arithmetic()
-    models = [sums.MODELS[name] for name in EXPERIMENTS]
-    loaded = [config.load(f"configs/{name}.py:task=biology") for name in EXPERIMENTS]
-    parts = [sums.memory(*pair) for pair in zip(models, loaded, strict=True)]
+def planned(name: str, method: str = "drift", **values: config.Value):
+    """Configuration, sizes and plan of an experiment on 8 x H200."""
+    chosen = {field.replace("__", "."): value for field, value in values.items()}
+    loaded = config.load(f"{ROOT}/configs/{name}.py:task=biology,method={method}")
+    config.assign(loaded, chosen)
+    model = sizes.PUBLISHED[Path(loaded.model.path).name.lower()]
+    return loaded, model, estimate.make(loaded, model, **MACHINE)
+
+
+MACHINE = {"device": "h200", "devices": 8}
+
+
+def test_memory_is_that_of_the_plan():
+    plans = [planned(name)[2] for name in EXPERIMENTS]
     written = {row[0]: row[2:] for row in rows("part | formula")}
-    assert written["parameters, B"] == [f"{sums.parameters(m) / 1e9:.2f}" for m in models]
-    for row, part in (
-        ("state", "state"),
-        ("gradient and copies", "gradient"),
-        ("cache", "cache"),
-        ("student's scores", "student_scores"),
-        ("teacher's scores", "teacher_scores"),
-        ("a checkpoint on disk", "checkpoint"),
-    ):
-        assert written[row] == [f"{sizes[part]:.1f}" for sizes in parts]
-    config.assign(loaded[2], {"rollout.max_rows": 256})
-    assert f"would need {sums.memory(models[2], loaded[2])['cache']:.1f} GB of cache" in TEXT
-    most = parts[0]["state"] + parts[0]["gradient"] + 2 * parts[0]["teacher_scores"]
-    assert f"= {most:.0f} GB" in TEXT
-    assert f"{4 * parts[0]['checkpoint']:.0f} GB" in TEXT
+
+    def shown(of) -> list[str]:
+        return [f"{of(plan) / 1e9:.1f}" for plan in plans]
+
+    count = [f"{sizes.parameters(plan.model) / 1e9:.2f}" for plan in plans]
+    assert written["parameters, B"] == count
+    assert written["state"] == shown(lambda plan: sum(plan.state.values()))
+    assert written["cache"] == shown(lambda plan: plan.phases["sampling"]["cache"])
+    scores = shown(lambda plan: plan.phases["teacher forward"]["scores"])
+    assert written["teacher's scores"] == scores
+    for phase in ("sampling", "teacher forward", "student backward"):
+        assert written[phase] == shown(lambda plan, phase=phase: plan.needs(phase))
+    checkpoint = shown(lambda plan: estimate.checkpoint_bytes(plan.model))
+    assert written["a checkpoint on disk"] == checkpoint
+    whole = planned("olmo3_7b", rollout__max_rows=256)[2].phases["sampling"]["cache"]
+    assert f"would need {whole / 1e9:.1f} GB of cache" in TEXT
+    assert f"{4 * estimate.checkpoint_bytes(plans[0].model) / 1e9:.0f} GB" in TEXT
 
 
-def test_step_times_are_those_of_the_arithmetic(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    sums = arithmetic()
-    model, loaded = sums.MODELS["qwen3_8b"], config.load("configs/qwen3_8b.py:task=biology")
+def test_what_rung_2_says_of_the_plan_is_so():
+    plan = planned("qwen3_8b")[2]
+    over = [phase for phase in plan.phases if plan.needs(phase) > plan.device.memory]
+    assert over == ["teacher's evaluation"]
+    assert f"({plan.peak / 1e9:.1f} GB)" in TEXT
+    mended = planned("qwen3_8b", rollout__max_rows=64)[2]
+    assert mended.fits and f"then the update, {mended.peak / 1e9:.1f} GB" in TEXT
+    (share,) = re.findall(r"XLA_PYTHON_CLIENT_MEM_FRACTION=([\d.]+)", TEXT)
+    assert mended.peak / mended.device.memory < float(share) < 1
+    sampling, backward = plan.needs("sampling") / 1e9, plan.needs("student backward") / 1e9
+    cache = plan.phases["sampling"]["cache"] / 1e9
+    assert (
+        f"at most {sampling:.1f} GB while sampling, of which the cache has {cache:.1f},"
+        f" and {backward:.1f} in the backward pass"
+    ) in TEXT
+
+
+def test_step_times_are_those_of_the_plan():
     table = rows("longest answer")[2:]
+    loaded, model, _ = planned("qwen3_8b")
     assert [int(row[0]) for row in table] == [*loaded.rollout.response_buckets]
-    for length, rollout, grpo, drift in table:
-        response = int(length)
-        low, high = sums.decode_seconds(model, loaded, response)
-        assert rollout == f"{low:.0f} to {high:.0f}"
-        needed = min(512 + response, loaded.teacher.prompt_buckets[-1])
-        prompt = next(size for size in loaded.teacher.prompt_buckets if size >= needed)
-        assert drift == f"{sums.update_seconds(model, loaded, response, prompt):.0f}"
-        # No teacher is run: a sequence of length 0.
-        assert grpo == f"{sums.update_seconds(model, loaded, response, -response):.0f}"
+    for length, rollout, *updates in table:
+        for method, written in zip(("grpo", "drift"), updates, strict=True):
+            loaded = planned("qwen3_8b", method)[0]
+            step = estimate.step(
+                loaded, model, **MACHINE, lengths=estimate.usual(loaded, int(length))
+            )
+            low, high = step.rollout.expected, step.rollout.expected + step.gathering
+            assert rollout == f"{low:.0f} to {high:.0f}"
+            assert written == f"{step.update.expected:.0f}"
 
 
 def test_the_stages_of_rung_7_are_those_of_its_run(monkeypatch):

@@ -1,6 +1,5 @@
 """The paper's experiments: they load for every task and method, and their cards say what is so."""
 
-import importlib.util
 import json
 import re
 import shutil
@@ -17,6 +16,7 @@ from drift_jax.config import flatten, load, validate
 from drift_jax.data import prompting, source, toolcalls
 from drift_jax.models import transformer
 from drift_jax.models.transformer import ModelConfig
+from drift_jax.planning import estimate, sizes
 from drift_jax.prepare import checkpoints, published
 from drift_jax.types import Problem
 
@@ -48,12 +48,15 @@ def table(name: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows if row[0] in ("task", "average", *PROBLEMS)}
 
 
-def arithmetic():
-    """benchmarks/first_day.py."""
-    spec = importlib.util.spec_from_file_location("first_day", ROOT / "benchmarks" / "first_day.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def planned(name: str, **values: config.Value) -> estimate.Plan:
+    """The plan of an experiment on 8 x H200; `values` have `__` for the dot."""
+    chosen = {field.replace("__", "."): value for field, value in values.items()}
+    loaded = config.assign(load(f"{file(name)}:task=biology"), chosen)
+    return estimate.make(loaded, model_of(name), device="h200", devices=8)
+
+
+def model_of(name: str) -> ModelConfig:
+    return sizes.PUBLISHED[Path(EXPERIMENTS[name]).name.lower()]
 
 
 # ---- the configurations -------------------------------------------------------------------------
@@ -193,50 +196,64 @@ def test_the_published_scores_of_a_column_average_to_the_published_average(name)
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_memory_and_hours_of_the_card_are_those_of_the_arithmetic(name):
-    sums = arithmetic()
-    model, loaded = sums.MODELS[name], load(f"{file(name)}:task=biology")
+def test_memory_and_hours_of_the_card_are_those_of_the_plan(name):
+    loaded = load(f"{file(name)}:task=biology")
     text = " ".join(card(name).split())
-    parts = sums.memory(model, loaded)
-    assert f"state {parts['state']:.1f} ({sums.parameters(model) / 1e9:.2f} B parameters)" in text
-    assert f"gradient and compute copies {parts['gradient']:.1f};" in text
-    assert f"cache to {parts['cache']:.1f} while sampling" in text
-    assert f"attention scores to {parts['teacher_scores']:.1f} while updating" in text
-    assert f"A checkpoint is {parts['checkpoint']:.1f} GB" in text
+    plan, model = planned(name), model_of(name)
+    size = {phase: f"{plan.needs(phase) / 1e9:.1f}" for phase in plan.phases}
+    state = sum(plan.state.values()) / 1e9
+    assert f"state {state:.1f} ({sizes.parameters(model) / 1e9:.2f} B parameters)" in text
+    update = max((plan.needs(phase), phase) for phase in estimate.UPDATING)[1]
+    taught = size["teacher's evaluation"]
+    assert f"with it {size['sampling']} while sampling" in text
+    assert f"and {size[update]} in the longest update" in text
+    assert f"{taught} in the teacher's evaluation" in text
+    assert f"A checkpoint is {estimate.checkpoint_bytes(model) / 1e9:.1f} GB" in text
     short, long = (
-        "{:.0f} to {:.0f}".format(*sums.hours(model, loaded, tokens)) for tokens in (1024, 8192)
+        "{:.0f} to {:.0f}".format(
+            *estimate.hours(
+                loaded,
+                model,
+                device="h200",
+                devices=8,
+                response=tokens,
+                problems=published.FILES["biology", "test"].rows,
+            )
+        )
+        for tokens in (1024, 8192)
     )
     assert f"{short} if the longest answer of every batch has 1,024 tokens" in text
     assert f"{long} if it has 8,192" in text
-    assert text.count("estimate") >= 2 and "No GPU has measured it yet." in text
+    assert text.count("modelled") == 2 and "No GPU has measured it yet." in text
+    assert f"`python -m drift_jax.plan --config=configs/{name}.py`" in text
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_by_that_arithmetic_sampling_and_updating_fit_an_h200(name):
-    sums = arithmetic()
+def test_by_the_plan_sampling_and_updating_fit_an_h200(name):
     for task in source.TASKS:
         loaded = load(f"{file(name)}:task={task}")
-        parts = sums.memory(sums.MODELS[name], loaded)
-        gathered = 2 * sums.parameters(sums.MODELS[name]) / 1e9  # all weights in bfloat16
-        assert parts["state"] + gathered + parts["cache"] < 149
-        # Scores before and after the softmax.
-        assert parts["state"] + parts["gradient"] + 2 * parts["teacher_scores"] < 149
+        plan = estimate.make(loaded, model_of(name), device="h200", devices=8)
+        evaluation = "teacher's evaluation"
+        over = {phase for phase in plan.phases if plan.needs(phase) > plan.device.memory}
+        assert over <= {evaluation}
+        # What the card says mends that.
+        (rows,) = re.findall(r"rollout.max_rows=(\d+) mends", card(name))
+        assert planned(name, rollout__max_rows=int(rows)).fits
 
 
-def test_the_state_that_the_arithmetic_counts_is_the_one_that_is_trained():
+def test_the_state_that_the_plan_counts_is_the_one_that_is_trained():
     """16 bytes a parameter: counted on a small model's real train state."""
     import jax
 
     from drift_jax import optimizer, update
 
-    sums = arithmetic()
     model = ModelConfig(64, 32, 48, 2, 4, 2, 8)
     transform = optimizer.direction(b1=0.9, b2=0.999, eps=1e-8, weight_decay=0.0, clip_norm=1.0)
     state = update.init_state(transformer.init(model, jax.random.key(0)), transform)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    assert abs(size - 16 * sums.parameters(model)) < 64  # counters
-    loaded = load(file("qwen3_8b"))
-    assert sums.memory(model, loaded)["state"] == pytest.approx(2 * sums.parameters(model) / 1e9)
+    assert abs(size - estimate.checkpoint_bytes(model)) < 64  # counters
+    plan = estimate.make(load(file("qwen3_8b")), model, device="h200", devices=8)
+    assert sum(plan.state.values()) == pytest.approx(size / 8, rel=0.02)  # norms stay whole
 
 
 # ---- toolcalls on a released model --------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""What a run needs before it runs: bytes of a device, executables, FLOPs, seconds."""

@@ -1,5 +1,7 @@
 """The chunked vocabulary head equals the head without chunks, in value and in gradient."""
 
+import math
+import re
 from functools import partial
 
 import jax
@@ -8,16 +10,21 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from drift_jax.losses.divergence import Divergence, entropy, token_divergence
+from drift_jax.losses.divergence import Divergence, entropy
 from drift_jax.losses.vocab import head_loss, head_statistics
+from drift_jax.sharding import make_mesh, named, replicated
 from tests import reference
+from tests.plain_head import checkpointed_loss, unchunked_loss
 
 D, VOCAB = 6, 11
 DIVERGENCES = [
     Divergence(),
+    Divergence("jsd", alpha=0.25),
     Divergence("jsd", alpha=0.25, top_k=4),
+    Divergence("forward_kl"),
     Divergence("forward_kl", top_k=4, rest="renormalise"),
     Divergence("reverse_kl"),
+    Divergence("forward_ce"),
     Divergence("forward_ce", top_k=4, support="teacher", rest="drop"),
     Divergence("forward_kl", pointwise_cap=0.1),
     Divergence("sampled_reverse_kl"),
@@ -41,18 +48,7 @@ def inputs(seed=0, shape=(3, 7), dtype=np.float64, scale=1.0):
     return cast(arrays), jnp.asarray(rng.integers(0, VOCAB, shape)), cast(weights)
 
 
-@partial(jax.jit, static_argnames="divergence")
-def unchunked(arrays, targets, weights, divergence):
-    """What `head_loss` means, in eight lines."""
-    student_logits = arrays["student_hidden"] @ arrays["student_head"]
-    teacher_logits = jax.lax.stop_gradient(arrays["teacher_hidden"] @ arrays["teacher_head"])
-    named = divergence._asdict()
-    distance = token_divergence(
-        student_logits, teacher_logits, divergence=named.pop("name"), **named, targets=targets
-    )
-    log_pi = jnp.take_along_axis(jax.nn.log_softmax(student_logits), targets[..., None], -1)[..., 0]
-    credit = weights["credit_weight"] - weights["policy_weight"]
-    return jnp.sum(weights["distill_weight"] * distance + credit * log_pi)
+unchunked = jax.jit(unchunked_loss, static_argnames="divergence")
 
 
 @partial(jax.jit, static_argnames=("divergence", "chunk"))
@@ -85,7 +81,7 @@ def test_the_chunked_loss_equals_the_plain_one_in_float64(chunk, divergence):
 
 @pytest.mark.parametrize(
     "chunk, divergence",
-    [(4, Divergence()), (21, Divergence()), *((4, divergence) for divergence in DIVERGENCES[-3:])],
+    [(21, Divergence()), *((4, divergence) for divergence in DIVERGENCES)],
     ids=str,
 )
 def test_the_chunked_loss_equals_the_plain_one_in_float32(chunk, divergence):
@@ -203,6 +199,84 @@ def test_bfloat16_inputs_have_float32_statistics_and_bfloat16_gradients():
     )
 
 
+def test_the_head_gradient_of_many_chunks_is_added_in_float32():
+    """In bfloat16, 256 equal parts + 1 more would still be 256."""
+    tokens = 1024
+    arrays, _, _ = inputs(8, shape=(1,), dtype=jnp.bfloat16)
+    for name in ("student_hidden", "teacher_hidden"):
+        arrays[name] = jnp.broadcast_to(arrays[name], (tokens, D))
+    targets = jnp.zeros(tokens, jnp.int32)
+    numbers = {"distill_weight": 1.0, "policy_weight": 1.0, "credit_weight": 0.0}
+    loss = lambda a, t: chunked(a, t, numbers, Divergence(), 1)[0]  # noqa: E731
+    many = jax.grad(loss)(arrays, targets)["student_head"]
+    first = {n: x if n.endswith("head") else x[:1] for n, x in arrays.items()}
+    one = jax.grad(loss)(first, targets[:1])["student_head"]
+    np.testing.assert_array_equal(many, tokens * one)
+
+
+def test_a_loss_that_is_scaled_afterwards_has_a_scaled_gradient():
+    with jax.enable_x64(True):
+        arrays, targets, weights = inputs(15)
+        loss = lambda a: chunked(a, targets, weights, Divergence(), 4)[0]  # noqa: E731
+        other = lambda a: unchunked(a, targets, weights, Divergence())  # noqa: E731
+        got = jax.grad(lambda a: 0.3 * loss(a) ** 2)(arrays)
+        want = jax.grad(lambda a: 0.3 * other(a) ** 2)(arrays)
+        for name in arrays:
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-10, atol=1e-10)
+
+
+def test_gradients_of_pieces_add_up_to_that_of_the_batch():
+    with jax.enable_x64(True):
+        arrays, targets, weights = inputs(16, shape=(4, 6))
+        heads = {name: arrays.pop(name) for name in ("student_head", "teacher_head")}
+        gradient = jax.grad(
+            lambda heads, hidden, *rest: chunked(heads | hidden, *rest, Divergence(), 5)[0]
+        )
+        whole = gradient(heads, arrays, targets, weights)["student_head"]
+
+        def add(total, piece):
+            return total + gradient(heads, *piece)["student_head"], None
+
+        pieces = jax.tree.map(lambda x: x.reshape(2, 2, *x.shape[1:]), (arrays, targets, weights))
+        total, _ = jax.jit(lambda p: jax.lax.scan(add, jnp.zeros_like(whole), p))(pieces)
+        np.testing.assert_allclose(total, whole, rtol=1e-10, atol=1e-12)
+
+
+def test_the_value_alone_is_that_of_the_sweep_with_gradient():
+    arrays, targets, weights = inputs(17, dtype=np.float32)
+    for divergence in DIVERGENCES[:3]:
+        both = chunked(arrays, targets, weights, divergence, 4)
+        with_gradient, _ = jax.value_and_grad(chunked, has_aux=True)(
+            arrays, targets, weights, divergence, 4
+        )
+        for x, y in zip(jax.tree.leaves(both), jax.tree.leaves(with_gradient), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-6)
+
+
+def test_the_checkpointed_form_has_the_same_loss_gradient_and_statistics():
+    with jax.enable_x64(True):
+        arrays, targets, weights = inputs(18)
+        run = lambda f: jax.value_and_grad(f, has_aux=True)(  # noqa: E731
+            arrays, targets, weights, Divergence(), 7
+        )
+        ours, plain = run(chunked), run(checkpointed_loss)
+        for x, y in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_allclose(x, y, rtol=1e-10, atol=1e-10)
+
+
+def test_a_teacher_may_have_wider_hidden_states_than_its_student():
+    """In a trust region the teacher is two models side by side: 2 d wide, over a head of 2 d rows."""
+    with jax.enable_x64(True):
+        arrays, targets, weights = inputs(19)
+        pair = {"teacher_hidden": -1, "teacher_head": 0}
+        for name, axis in pair.items():
+            arrays[name] = jnp.concatenate([arrays[name], 0.5 * arrays[name]], axis)
+        loss = lambda f: jax.grad(lambda a: f(a, targets, weights, Divergence()))(arrays)  # noqa: E731
+        ours = loss(lambda *args: chunked(*args, 4)[0])
+        for name, want in loss(unchunked).items():
+            np.testing.assert_allclose(ours[name], want, rtol=1e-10, atol=1e-10)
+
+
 def test_the_statistics_have_a_gradient_of_their_own():
     """A supervised loss reads log-probs from `head_statistics` and differentiates them."""
     with jax.enable_x64(True):
@@ -211,12 +285,12 @@ def test_the_statistics_have_a_gradient_of_their_own():
 
         def ours(hidden, head):
             read = head_statistics(hidden, head, targets, chunk=4)
-            return jnp.sum(read.log_probs) + jnp.sum(read.entropy)
+            return jnp.sum(read.log_probs**2) + jnp.sum(read.entropy**3)
 
         def plain(hidden, head):
             logits = hidden @ head
             log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)
-            return jnp.sum(log_probs) + jnp.sum(entropy(logits))
+            return jnp.sum(log_probs**2) + jnp.sum(entropy(logits) ** 3)
 
         expected = jax.grad(plain, argnums=(0, 1))(hidden, head)
         for gradient, want in zip(
@@ -254,6 +328,44 @@ def test_no_more_than_a_chunk_of_logits_ever_exists():
     assert widest_logits(plain(arrays, targets, weights).jaxpr) == 128
 
 
+@pytest.mark.parametrize("what", ["loss and gradient", "loss", "statistics"])
+def test_temporary_memory_does_not_grow_with_the_number_of_tokens(what):
+    """But for the gradient of the hidden states, which is the size of its result."""
+    d, vocab, chunk = 16, 512, 32
+
+    def loss(hidden, head, targets, weight):
+        return head_loss(
+            hidden, hidden, head, head, targets,
+            distill_weight=weight, policy_weight=weight, credit_weight=0.0,
+            divergence=Divergence(), chunk=chunk,
+        )  # fmt: skip
+
+    run = {
+        "loss and gradient": jax.value_and_grad(loss, argnums=(0, 1), has_aux=True),
+        "loss": loss,
+        "statistics": lambda hidden, head, targets, _: head_statistics(
+            hidden, head, targets, chunk=chunk
+        ),
+    }[what]
+
+    def temporary(rows):
+        array = jax.ShapeDtypeStruct
+        per_token = (rows, 64)
+        compiled = jax.jit(run).lower(
+            array((*per_token, d), jnp.float32),
+            array((d, vocab), jnp.float32),
+            array(per_token, jnp.int32),
+            array(per_token, jnp.float32),
+        )
+        return compiled.compile().memory_analysis().temp_size_in_bytes
+
+    few, many = temporary(4), temporary(32)
+    logits = 4 * chunk * vocab
+    hidden_gradient = 4 * (32 - 4) * 64 * d if what == "loss and gradient" else 0
+    assert few > logits
+    assert many - few <= hidden_gradient + 4096
+
+
 @pytest.mark.skipif(jax.device_count() < 4, reason="needs four devices")
 @pytest.mark.parametrize("chunk", [16, 20])
 def test_rows_on_four_devices_share_the_work_and_give_the_loss_of_one(chunk):
@@ -274,6 +386,63 @@ def test_rows_on_four_devices_share_the_work_and_give_the_loss_of_one(chunk):
     np.testing.assert_allclose(loss, one_loss, rtol=1e-5)
     for name, ours in gradients.items():
         np.testing.assert_allclose(ours, one_gradients[name], atol=1e-5)
+
+
+def collectives(text):
+    """Of a compiled program: each kind of communication and how many numbers it carries."""
+    found = []
+    for line in text.splitlines():
+        match = re.search(
+            r" = (.*) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+            r"(?:-start)?\(",
+            line,
+        )
+        if match:
+            shapes = re.findall(r"\w\d+\[([\d,]*)\]", match[1])
+            found += [(match[2], math.prod(map(int, s.split(",")))) for s in shapes]
+    return found
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+def test_columns_on_eight_devices_exchange_a_few_numbers_a_token_and_give_the_loss_of_one():
+    """Of each token and model: largest logit, sum of exponentials, target, entropy and divergence.
+
+    The columns' own gradient stays where it is; the parts of the hidden states' are added.
+    """
+    d, vocab, shape, chunk = 6, 128, (4, 12), 16
+    mesh = make_mesh(data=1, fsdp=1, tensor=8)
+    rng = np.random.default_rng(20)
+    draw = lambda *size: jnp.asarray(rng.normal(size=size), jnp.float32)  # noqa: E731
+    arrays = {name: draw(*shape, d) for name in ("student_hidden", "teacher_hidden")}
+    arrays |= {name: draw(d, vocab) for name in ("student_head", "teacher_head")}
+    targets = jnp.asarray(rng.integers(0, vocab, shape))
+    names = ("distill_weight", "policy_weight", "credit_weight")
+    weights = {name: draw(*shape) for name in names}
+    spread = {
+        name: jax.device_put(
+            x,
+            named(mesh, x.shape, ("embed", "vocab")) if name.endswith("head") else replicated(mesh),
+        )
+        for name, x in arrays.items()
+    }
+    arguments = (spread, *jax.device_put((targets, weights), replicated(mesh)))
+    loss = partial(chunked, divergence=Divergence(), chunk=chunk)
+    value_only = jax.jit(loss).lower(*arguments).compile().as_text()
+    compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(*arguments).compile()
+
+    few = [("all-reduce", chunk)] * 10
+    assert collectives(value_only) == few
+    assert sorted(collectives(compiled.as_text())) == sorted([*few, ("all-reduce", chunk * d)])
+    (got, statistics), gradients = compiled(*arguments)
+    (want, one_statistics), one_gradients = jax.value_and_grad(loss, has_aux=True)(
+        arrays, targets, weights
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    for x, y in zip(statistics, one_statistics, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6)
+    for name, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, one_gradients[name], atol=1e-5)
+    assert gradients["student_head"].sharding.is_equivalent_to(spread["student_head"].sharding, 2)
 
 
 def test_other_values_do_not_recompile():

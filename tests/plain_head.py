@@ -1,10 +1,37 @@
 """The vocabulary head in plain forms: what the chunked one with its own gradient must equal."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from drift_jax.losses.divergence import entropy, log_softmax, token_divergence
-from drift_jax.losses.vocab import LossStatistics
+from drift_jax.losses.vocab import LossStatistics, head_loss
+
+D, VOCAB = 6, 11
+
+
+def inputs(seed=0, shape=(3, 7), dtype=np.float64, scale=1.0):
+    rng = np.random.default_rng(seed)
+    arrays = {
+        "student_hidden": scale * rng.normal(size=(*shape, D)),
+        "teacher_hidden": scale * rng.normal(size=(*shape, D)),
+        "student_head": rng.normal(size=(D, VOCAB)),
+        "teacher_head": rng.normal(size=(D, VOCAB)),
+    }
+    weights = {
+        "distill_weight": rng.random(shape),
+        "policy_weight": rng.normal(size=shape),
+        "credit_weight": rng.normal(size=shape) * (rng.random(shape) < 0.5),
+    }
+    cast = lambda tree: {name: jnp.asarray(x, dtype) for name, x in tree.items()}  # noqa: E731
+    return cast(arrays), jnp.asarray(rng.integers(0, VOCAB, shape)), cast(weights)
+
+
+@partial(jax.jit, static_argnames=("divergence", "chunk"))
+def chunked(arrays, targets, weights, divergence, chunk):
+    return head_loss(**arrays, targets=targets, **weights, divergence=divergence, chunk=chunk)
 
 
 def distances(student_logits, teacher_logits, targets, divergence):
@@ -16,7 +43,8 @@ def distances(student_logits, teacher_logits, targets, divergence):
     )
 
 
-def unchunked_loss(arrays, targets, weights, divergence):
+@partial(jax.jit, static_argnames="divergence")
+def unchunked(arrays, targets, weights, divergence):
     """What `head_loss` means, in eight lines: all logits at once, the gradient left to jax."""
     student_logits = arrays["student_hidden"] @ arrays["student_head"]
     teacher_logits = jax.lax.stop_gradient(arrays["teacher_hidden"] @ arrays["teacher_head"])

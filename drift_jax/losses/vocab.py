@@ -198,8 +198,7 @@ def _loss(
         student_hidden, teacher_hidden, targets, weights = tokens
         student = log_softmax(_logits(student_hidden, student_head))
         teacher = log_softmax(_logits(teacher_hidden, teacher_head))
-        distance, _ = divergence_and_gradient(student, teacher, targets, divergence)
-        statistics = LossStatistics(*_read(student, targets), *_read(teacher, targets), distance)
+        statistics, _ = _compare(student, teacher, targets, divergence)
         return loss + _weighted(statistics, weights), statistics
 
     return sweep(
@@ -227,9 +226,7 @@ def _loss_forward(
         student_hidden, teacher_hidden, targets, weights = tokens
         student = log_softmax(_logits(student_hidden, student_head))
         teacher = log_softmax(_logits(teacher_hidden, teacher_head))
-        distance, slopes = divergence_and_gradient(student, teacher, targets, divergence)
-        statistics = LossStatistics(*_read(student, targets), *_read(teacher, targets), distance)
-
+        statistics, slopes = _compare(student, teacher, targets, divergence)
         distill, policy, credit = (weight.astype(wide) for weight in weights)
         logits_gradient = distill[:, None] * slopes + _score(student, targets, policy - credit)
         head_gradient, hidden_gradient = _pull_back(
@@ -290,6 +287,14 @@ def _read(log_probs: jax.Array, targets: jax.Array) -> HeadStatistics:
     """Log-probability of the target and entropy. [tokens, vocab], [tokens] -> [tokens] each."""
     of_target = jnp.take_along_axis(log_probs, targets[:, None], axis=-1)[:, 0]
     return HeadStatistics(of_target, entropy_of(log_probs))
+
+
+def _compare(
+    student: jax.Array, teacher: jax.Array, targets: jax.Array, divergence: Divergence
+) -> tuple[LossStatistics, jax.Array]:
+    """Statistics, [tokens] each, and dD/dz, [tokens, vocab], from both log-probs."""
+    distance, slopes = divergence_and_gradient(student, teacher, targets, divergence)
+    return LossStatistics(*_read(student, targets), *_read(teacher, targets), distance), slopes
 
 
 def _score(log_probs: jax.Array, targets: jax.Array, scale: jax.Array) -> jax.Array:

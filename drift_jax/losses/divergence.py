@@ -48,7 +48,11 @@ def log_softmax(logits: ArrayLike) -> jax.Array:
 
 def entropy(logits: ArrayLike) -> jax.Array:
     """Entropy of a next-token distribution in nats, at most log(vocab). [..., vocab] -> [...]."""
-    log_probs = log_softmax(logits)
+    return entropy_of(log_softmax(logits))
+
+
+def entropy_of(log_probs: jax.Array) -> jax.Array:
+    """`entropy`, from log-probabilities that are at hand. [..., vocab] -> [...]."""
     return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
 
 
@@ -211,6 +215,33 @@ def token_divergence(
     return jnp.sum(terms, axis=-1)
 
 
+def divergence_and_gradient(
+    student: jax.Array, teacher: jax.Array, targets: jax.Array, of: Divergence
+) -> tuple[jax.Array, jax.Array]:
+    """`token_divergence` D and dD/dz of the student's logits z, for a loss that forms its gradient.
+
+    Over the whole vocabulary both are written out; supports and caps choose entries by their
+    values, and are left to jax.
+
+    Args:
+      student: log-probabilities in nats, as `log_softmax` gives them. [..., vocab].
+      teacher: those of the teacher. [..., vocab].
+      targets: the sampled tokens, for "sampled_reverse_kl". [...].
+      of: which divergence, over which support.
+
+    Returns:
+      Nats per position, [...], and their gradients, [..., vocab].
+    """
+    if of.name in WITH_GRADIENT and not of.top_k and not of.pointwise_cap:
+        return WITH_GRADIENT[of.name](student, teacher, of.alpha)
+    options = of._asdict()
+    name = options.pop("name")
+    value, pull = jax.vjp(
+        lambda z: token_divergence(z, teacher, divergence=name, targets=targets, **options), student
+    )
+    return value, pull(jnp.ones_like(value))[0]
+
+
 # ---- one vocabulary entry's part of each divergence; log-probabilities, [..., vocab] -------------
 
 
@@ -222,6 +253,15 @@ def _jensen_shannon_terms(student: jax.Array, teacher: jax.Array, alpha: float) 
     if alpha == 1.0:
         return _reverse_kl_terms(student, teacher)
 
+    over_mixture = _over_mixture(student, teacher, alpha)
+    terms = (1.0 - alpha) * jnp.exp(student) * over_mixture[0]
+    return terms + alpha * jnp.exp(teacher) * over_mixture[1]
+
+
+def _over_mixture(
+    student: jax.Array, teacher: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """log S/M and log T/M for M = (1 - alpha) S + alpha T, from the logarithms of S and T."""
     # M is never formed. With d = log T - log S, log S/M = -log1p(alpha expm1(d)) and
     # log T/M = log S/M + d. For d > 0 the same is written with the roles exchanged, so the
     # exponential never exceeds 1, small differences keep their precision, and equals give 0.
@@ -231,9 +271,7 @@ def _jensen_shannon_terms(student: jax.Array, teacher: jax.Array, alpha: float) 
     common = -jnp.log1p(share * jnp.expm1(jnp.where(student_leads, log_ratio, -log_ratio)))
     student_over_mixture = jnp.where(student_leads, common, common - log_ratio)
     teacher_over_mixture = jnp.where(student_leads, common + log_ratio, common)
-
-    terms = (1.0 - alpha) * jnp.exp(student) * student_over_mixture
-    return terms + alpha * jnp.exp(teacher) * teacher_over_mixture
+    return student_over_mixture, teacher_over_mixture
 
 
 def _forward_kl_terms(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -246,6 +284,46 @@ def _reverse_kl_terms(student: jax.Array, teacher: jax.Array) -> jax.Array:
 
 def _forward_ce_terms(student: jax.Array, teacher: jax.Array) -> jax.Array:
     return -jnp.exp(teacher) * student
+
+
+# ---- a whole divergence D with its gradient dD/dz; log-probabilities, [..., vocab] ---------------
+
+
+def _jensen_shannon_with_gradient(
+    student: jax.Array, teacher: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+    """K_S = sum S log S/M and K_T = sum T log T/M give D; dD/dz = (1 - alpha) S (log S/M - K_S)."""
+    # What M adds to dD/dS is (1 - alpha) - ((1 - alpha) S + alpha T) (1 - alpha) / M = 0.
+    if alpha in (0.0, 1.0):
+        ends = {0.0: _forward_kl_with_gradient, 1.0: _reverse_kl_with_gradient}
+        return ends[alpha](student, teacher)
+    p, q = jnp.exp(student), jnp.exp(teacher)
+    student_over_mixture, teacher_over_mixture = _over_mixture(student, teacher, alpha)
+    student_part = jnp.sum(p * student_over_mixture, axis=-1)
+    teacher_part = jnp.sum(q * teacher_over_mixture, axis=-1)
+    gradient = (1.0 - alpha) * p * (student_over_mixture - student_part[..., None])
+    return (1.0 - alpha) * student_part + alpha * teacher_part, gradient
+
+
+def _forward_kl_with_gradient(
+    student: jax.Array, teacher: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    value = jnp.sum(_forward_kl_terms(student, teacher), axis=-1)
+    return value, jnp.exp(student) - jnp.exp(teacher)
+
+
+def _reverse_kl_with_gradient(
+    student: jax.Array, teacher: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    value = jnp.sum(_reverse_kl_terms(student, teacher), axis=-1)
+    return value, jnp.exp(student) * (student - teacher - value[..., None])
+
+
+def _forward_ce_with_gradient(
+    student: jax.Array, teacher: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    value = jnp.sum(_forward_ce_terms(student, teacher), axis=-1)
+    return value, jnp.exp(student) - jnp.exp(teacher)
 
 
 def _both_log_probs(
@@ -288,6 +366,13 @@ DIVERGENCES: dict[str, Callable[[jax.Array, jax.Array, float], jax.Array]] = {
     "forward_kl": lambda student, teacher, alpha: _forward_kl_terms(student, teacher),
     "reverse_kl": lambda student, teacher, alpha: _reverse_kl_terms(student, teacher),
     "forward_ce": lambda student, teacher, alpha: _forward_ce_terms(student, teacher),
+}
+# The same with gradients, summed over the whole vocabulary. Same arguments.
+WITH_GRADIENT: dict[str, Callable[[jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]] = {
+    "jsd": _jensen_shannon_with_gradient,
+    "forward_kl": lambda student, teacher, alpha: _forward_kl_with_gradient(student, teacher),
+    "reverse_kl": lambda student, teacher, alpha: _reverse_kl_with_gradient(student, teacher),
+    "forward_ce": lambda student, teacher, alpha: _forward_ce_with_gradient(student, teacher),
 }
 # Reads the sampled token alone, so it has no support.
 SAMPLED = "sampled_reverse_kl"

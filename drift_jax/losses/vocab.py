@@ -2,24 +2,40 @@
 
 Logits are by far the largest arrays of training: [batch, time, vocab] in float32 would take more
 memory than the model. So the last matrix product and all that is read from the logits live here
-together, and no more than `chunk` rows of logits exist at any moment. The backward pass recomputes
-the logits of a chunk instead of keeping them.
+together, and no more than `chunk` rows of logits exist at any moment.
 
-This is the plain form, differentiated by jax; it says what a fused form must compute.
+`head_loss` forms its gradient in the same sweep. It can, because all that multiplies a
+token's terms is known beforehand: the logits z of a chunk give its loss and, at once, its gradient
+
+    dz = distill dD/dz + (policy - credit) (softmax(z) - onehot(y))
+
+hence d hidden = dz W^T, kept, and its part of dW = sum h^T dz, added in float32. The backward pass
+only multiplies both by the cotangent of the loss. That is four matrix products a chunk, where
+recomputing the logits would take six. `head_statistics` cannot know its cotangents, and recomputes.
+
+Where the head's columns lie on several devices, nothing of its size moves: the devices exchange the
+largest logit and the sum of exponentials of each token and model, then the sums of its divergence
+and entropies, and add up their parts of d hidden.
+
 Hidden states are [..., d], the head is [d, vocab], both in the compute type; logits, statistics and
 sums are float32 (float64 if an input is). Hidden states must be finite everywhere; where all
 weights of a token are 0 they change neither the loss nor its gradient.
 """
 
-import math
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from drift_jax.losses.divergence import Divergence, entropy, log_softmax, token_divergence
+from drift_jax.losses.chunks import sweep
+from drift_jax.losses.divergence import (
+    Divergence,
+    divergence_and_gradient,
+    entropy_of,
+    log_softmax,
+)
 
 
 class HeadStatistics(NamedTuple):
@@ -56,15 +72,51 @@ def head_statistics(
     """
     hidden, head, targets = map(jnp.asarray, (hidden, head, targets))
     _check_shapes("head_statistics", hidden, head, targets, chunk)
-    layout = _Layout(targets.shape, chunk)
+    return _statistics(chunk, hidden, head, targets)
 
-    @partial(jax.checkpoint, prevent_cse=False)
-    def one_chunk(tokens: tuple[jax.Array, jax.Array]) -> HeadStatistics:
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _statistics(
+    chunk: int, hidden: jax.Array, head: jax.Array, targets: jax.Array
+) -> HeadStatistics:
+    def one_chunk(total: None, tokens: Any) -> tuple[None, HeadStatistics]:
         hidden, targets = tokens
-        return _read(_logits(hidden, head), targets)
+        return total, _read(log_softmax(_logits(hidden, head)), targets)
 
-    statistics = jax.lax.map(one_chunk, (layout.split(hidden), layout.split(targets)))
-    return HeadStatistics(*map(layout.join, statistics))
+    return sweep(one_chunk, None, (hidden, targets), shape=targets.shape, chunk=chunk)[1]
+
+
+def _statistics_forward(
+    chunk: int, hidden: jax.Array, head: jax.Array, targets: jax.Array
+) -> tuple[HeadStatistics, tuple[jax.Array, ...]]:
+    return _statistics(chunk, hidden, head, targets), (hidden, head, targets)
+
+
+def _statistics_backward(
+    chunk: int, inputs: tuple[jax.Array, ...], cotangents: HeadStatistics
+) -> tuple[jax.Array, jax.Array, None]:
+    """Each chunk of logits z once more; d entropy / dz_v = - p_v (log p_v + entropy)."""
+    hidden, head, targets = inputs
+
+    def one_chunk(head_gradient: jax.Array, tokens: Any) -> tuple[jax.Array, jax.Array]:
+        hidden, targets, of_log_prob, of_entropy = tokens
+        log_probs = log_softmax(_logits(hidden, head))
+        surprise = log_probs + entropy_of(log_probs)[:, None]
+        slopes = of_entropy[:, None] * jnp.exp(log_probs) * surprise
+        slopes += _score(log_probs, targets, of_log_prob)
+        return _pull_back(head_gradient, hidden, head, -slopes)
+
+    head_gradient, hidden_gradient = sweep(
+        one_chunk,
+        jnp.zeros(head.shape, _logits_dtype(hidden, head)),
+        (hidden, targets, *cotangents),
+        shape=targets.shape,
+        chunk=chunk,
+    )
+    return hidden_gradient, head_gradient.astype(head.dtype), None
+
+
+_statistics.defvjp(_statistics_forward, _statistics_backward)
 
 
 def head_loss(
@@ -106,75 +158,108 @@ def head_loss(
       LossStatistics of every token, [...] each, without gradient.
     """
     student_hidden, student_head = jnp.asarray(student_hidden), jnp.asarray(student_head)
-    teacher_hidden = jax.lax.stop_gradient(jnp.asarray(teacher_hidden))
-    teacher_head = jax.lax.stop_gradient(jnp.asarray(teacher_head))
+    teacher_hidden, teacher_head = jnp.asarray(teacher_hidden), jnp.asarray(teacher_head)
     targets = jnp.asarray(targets)
     _check_shapes("head_loss", student_hidden, student_head, targets, chunk)
     _check_shapes("head_loss", teacher_hidden, teacher_head, targets, chunk)
-    layout = _Layout(targets.shape, chunk)
+    weights = _Weights(
+        distill=_token_weights("distill_weight", distill_weight, targets.shape),
+        policy=_token_weights("policy_weight", policy_weight, targets.shape),
+        credit=_token_weights("credit_weight", credit_weight, targets.shape),
+    )
+    constants = jax.lax.stop_gradient((teacher_hidden, teacher_head, targets, weights))
+    return _loss(divergence, chunk, student_hidden, student_head, constants)
 
-    @partial(jax.checkpoint, prevent_cse=False)
-    def one_chunk(loss, tokens):
-        student_hidden, teacher_hidden, targets, distill, policy, credit = tokens
-        student_logits = _logits(student_hidden, student_head)
-        teacher_logits = _logits(teacher_hidden, teacher_head)
-        student, teacher = _read(student_logits, targets), _read(teacher_logits, targets)
-        distance = token_divergence(
-            student_logits,
-            teacher_logits,
-            divergence=divergence.name,
-            alpha=divergence.alpha,
-            top_k=divergence.top_k,
-            rest=divergence.rest,
-            support=divergence.support,
-            pointwise_cap=divergence.pointwise_cap,
-            targets=targets,
+
+class _Weights(NamedTuple):
+    """What multiplies the three terms of a token. [...] each."""
+
+    distill: jax.Array
+    policy: jax.Array
+    credit: jax.Array
+
+
+# teacher_hidden, teacher_head, targets, weights
+_Constants = tuple[jax.Array, jax.Array, jax.Array, _Weights]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _loss(
+    divergence: Divergence,
+    chunk: int,
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    constants: _Constants,
+) -> tuple[jax.Array, LossStatistics]:
+    """The value alone: what runs where nobody asks for a gradient."""
+    teacher_hidden, teacher_head, targets, weights = constants
+
+    def one_chunk(loss: jax.Array, tokens: Any) -> tuple[jax.Array, LossStatistics]:
+        student_hidden, teacher_hidden, targets, weights = tokens
+        student = log_softmax(_logits(student_hidden, student_head))
+        teacher = log_softmax(_logits(teacher_hidden, teacher_head))
+        statistics, _ = _compare(student, teacher, targets, divergence)
+        return loss + _weighted(statistics, weights), statistics
+
+    return sweep(
+        one_chunk,
+        jnp.zeros((), _logits_dtype(student_hidden, student_head)),
+        (student_hidden, teacher_hidden, targets, weights),
+        shape=targets.shape,
+        chunk=chunk,
+    )
+
+
+def _loss_forward(
+    divergence: Divergence,
+    chunk: int,
+    student_hidden: jax.Array,
+    student_head: jax.Array,
+    constants: _Constants,
+) -> tuple[tuple[jax.Array, LossStatistics], tuple[jax.Array, jax.Array]]:
+    """The value and, in the same sweep, its gradient."""
+    teacher_hidden, teacher_head, targets, weights = constants
+    wide = _logits_dtype(student_hidden, student_head)
+
+    def one_chunk(totals: Any, tokens: Any) -> tuple[Any, Any]:
+        loss, head_gradient = totals
+        student_hidden, teacher_hidden, targets, weights = tokens
+        student = log_softmax(_logits(student_hidden, student_head))
+        teacher = log_softmax(_logits(teacher_hidden, teacher_head))
+        statistics, slopes = _compare(student, teacher, targets, divergence)
+        distill, policy, credit = (weight.astype(wide) for weight in weights)
+        logits_gradient = distill[:, None] * slopes + _score(student, targets, policy - credit)
+        head_gradient, hidden_gradient = _pull_back(
+            head_gradient, student_hidden, student_head, logits_gradient
         )
-        loss += _weighted_sum(distill, distance) - _weighted_sum(policy, student.log_probs)
-        loss += _weighted_sum(credit, student.log_probs)
-        return loss, jax.lax.stop_gradient(LossStatistics(*student, *teacher, distance))
+        return (loss + _weighted(statistics, weights), head_gradient), (statistics, hidden_gradient)
 
-    weights = [
-        _token_weights(name, weight, targets.shape)
-        for name, weight in (
-            ("distill_weight", distill_weight),
-            ("policy_weight", policy_weight),
-            ("credit_weight", credit_weight),
-        )
-    ]
-    tokens = tuple(map(layout.split, (student_hidden, teacher_hidden, targets, *weights)))
-    zero = jnp.zeros((), _logits_dtype(student_hidden, student_head))
-    loss, statistics = jax.lax.scan(one_chunk, zero, tokens)
-    return loss, LossStatistics(*map(layout.join, statistics))
+    (loss, head_gradient), (statistics, hidden_gradient) = sweep(
+        one_chunk,
+        (jnp.zeros((), wide), jnp.zeros(student_head.shape, wide)),
+        (student_hidden, teacher_hidden, targets, weights),
+        shape=targets.shape,
+        chunk=chunk,
+    )
+    return (loss, statistics), (hidden_gradient, head_gradient.astype(student_head.dtype))
 
 
-class _Layout:
-    """How tokens [...] are cut into chunks of one size, at most `chunk`, and put together again.
+def _loss_backward(
+    divergence: Divergence,
+    chunk: int,
+    gradients: tuple[jax.Array, jax.Array],
+    cotangents: tuple[jax.Array, LossStatistics],
+) -> tuple[jax.Array, jax.Array, None]:
+    """The statistics carry no gradient: their cotangents are left alone."""
+    scale, _ = cotangents
+    hidden_gradient, head_gradient = ((scale * x).astype(x.dtype) for x in gradients)
+    return hidden_gradient, head_gradient, None
 
-    Chunk c takes tokens c, c + chunks, c + 2 chunks, ...: if the number of chunks divides the
-    length of a row, every chunk has as many tokens of each row, and a batch whose rows lie on
-    several devices gives all of them the same share of every chunk, without moving anything. Such a
-    number is preferred as long as it is less than twice the fewest.
-    """
 
-    def __init__(self, shape: tuple[int, ...], chunk: int):
-        self.shape, self.tokens = shape, math.prod(shape)
-        row_length = math.prod(shape[1:])
-        fewest = max(-(-self.tokens // chunk), 1)
-        even = (n for n in range(fewest, 2 * fewest) if row_length % n == 0)
-        self.chunks = next(even, fewest)
-        self.size = -(-self.tokens // self.chunks)
+_loss.defvjp(_loss_forward, _loss_backward)
 
-    def split(self, x: jax.Array) -> jax.Array:
-        """[..., *rest] -> [chunks, size, *rest], with zeros after the last token."""
-        x = x.reshape(self.tokens, *x.shape[len(self.shape) :])
-        missing = self.chunks * self.size - self.tokens
-        x = jnp.pad(x, ((0, missing),) + ((0, 0),) * (x.ndim - 1))
-        return x.reshape(self.size, self.chunks, *x.shape[1:]).swapaxes(0, 1)
 
-    def join(self, x: jax.Array) -> jax.Array:
-        """[chunks, size] -> [...]."""
-        return x.swapaxes(0, 1).reshape(-1)[: self.tokens].reshape(self.shape)
+# ---- a chunk of tokens ---------------------------------------------------------------------------
 
 
 def _logits_dtype(hidden: jax.Array, head: jax.Array) -> jnp.dtype:
@@ -186,14 +271,51 @@ def _logits(hidden: jax.Array, head: jax.Array) -> jax.Array:
     return jnp.matmul(hidden, head, preferred_element_type=_logits_dtype(hidden, head))
 
 
-def _read(logits: jax.Array, targets: jax.Array) -> HeadStatistics:
+def _pull_back(
+    head_gradient: jax.Array, hidden: jax.Array, head: jax.Array, logits_gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Back through `_logits`: d head with this chunk's part, [d, vocab], and d hidden, [tokens, d].
+
+    The products are of the compute type, like those of `_logits`; their sums are not.
+    """
+    narrow = logits_gradient.astype(jnp.result_type(hidden, head))
+    product = partial(jnp.matmul, preferred_element_type=head_gradient.dtype)
+    return head_gradient + product(hidden.T, narrow), product(narrow, head.T).astype(hidden.dtype)
+
+
+def _read(log_probs: jax.Array, targets: jax.Array) -> HeadStatistics:
     """Log-probability of the target and entropy. [tokens, vocab], [tokens] -> [tokens] each."""
-    log_probs = jnp.take_along_axis(log_softmax(logits), targets[:, None], axis=-1)[:, 0]
-    return HeadStatistics(log_probs, entropy(logits))
+    of_target = jnp.take_along_axis(log_probs, targets[:, None], axis=-1)[:, 0]
+    return HeadStatistics(of_target, entropy_of(log_probs))
+
+
+def _compare(
+    student: jax.Array, teacher: jax.Array, targets: jax.Array, divergence: Divergence
+) -> tuple[LossStatistics, jax.Array]:
+    """Statistics, [tokens] each, and dD/dz, [tokens, vocab], from both log-probs."""
+    distance, slopes = divergence_and_gradient(student, teacher, targets, divergence)
+    return LossStatistics(*_read(student, targets), *_read(teacher, targets), distance), slopes
+
+
+def _score(log_probs: jax.Array, targets: jax.Array, scale: jax.Array) -> jax.Array:
+    """scale (softmax(z) - onehot(y)), the gradient of -scale log pi(y). [tokens, vocab]"""
+    is_target = jnp.arange(log_probs.shape[-1]) == targets[:, None]
+    # A choice, not a product with 0 and 1: that would be one more array of the logits' size.
+    return scale[:, None] * jnp.exp(log_probs) - jnp.where(is_target, scale[:, None], 0.0)
+
+
+def _weighted(of: LossStatistics, weights: _Weights) -> jax.Array:
+    """The three terms of the loss, added over the tokens of a chunk."""
+    log_probs = of.student_log_probs
+    loss = _weighted_sum(weights.distill, of.divergence) - _weighted_sum(weights.policy, log_probs)
+    return loss + _weighted_sum(weights.credit, log_probs)
 
 
 def _weighted_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(weights != 0, weights.astype(values.dtype) * values, 0.0))
+
+
+# ---- arguments -----------------------------------------------------------------------------------
 
 
 def _token_weights(name: str, weight: ArrayLike, shape: tuple[int, ...]) -> jax.Array:

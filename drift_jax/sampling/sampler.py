@@ -50,8 +50,8 @@ class Sampler:
       row_buckets: numbers of rows below `max_rows` that are compiled, ascending. A call starts
         with the smallest that holds its rollouts and steps down as responses end. Empty: as many
         rows as the call has rollouts, from start to end.
-      cache_buckets: lengths of the caches, ascending. They grow to the longest prompt bucket with
-        the longest response; a bucket at least as long as that takes its place.
+      cache_buckets: lengths of the caches, ascending, before their full one, which is the longest
+        prompt bucket with the longest response; buckets at least as long as that are not used.
       max_rows: most rows decoded at once; further rollouts wait until rows are free.
       segment_steps: most tokens between two looks at the device from the host.
       dtype: dtype of the computation; None keeps the parameters'.

@@ -74,11 +74,11 @@ def shapes(
     if not row_buckets:  # nothing is said about shapes: those of the call
         top = min(total, max_rows)
     refill = max(1, int(top * REFILL))
+    # Never a cache longer than any response can get: every slot of it is read at every step.
     slots = [rung for rung in cache_buckets if rung < longest]
-    above = [rung for rung in cache_buckets if rung >= longest]
     return Shapes(
         rows=tuple(sorted({rung for rung in rungs if rung < top} | {top})),
-        slots=tuple(sorted({*slots, min(above, default=longest)})),
+        slots=(*sorted(slots), longest),
         queued=total > top,
         chunks=(-(-refill // group_size), -(-top // group_size)),
         refill=refill,

@@ -38,9 +38,10 @@ def test_rows_that_do_not_divide_over_the_devices_are_left_out():
     assert made(row_buckets=(12, 64, 256), multiple=8).rows == (64, 256)
 
 
-def test_caches_end_with_the_longest_response_or_the_bucket_that_holds_it():
+def test_caches_end_with_the_longest_response_and_are_never_longer():
     assert made().slots == (128, 256, 600)
-    assert made(longest=200).slots == (128, 256)
+    assert made(longest=200).slots == (128, 200)
+    assert made(longest=128).slots == (128,)
     assert made(longest=100, cache_buckets=()).slots == (100,)
 
 

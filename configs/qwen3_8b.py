@@ -21,7 +21,7 @@ Memory:    modelled, GB on one of 8 H200 (149): state 16.4 (8.19 B parameters), 
            its prompts are the longest (rollout.max_rows=64 mends that). A checkpoint is 131.1
            GB on disk. `python -m drift_jax.plan --config=configs/qwen3_8b.py` has the parts.
 Hours:     estimate, modelled, biology on 8 x H200: 4 to 12 if the longest answer of every batch
-           has 1,024 tokens, 63 to 126 if it has 8,192. No GPU has measured it yet.
+           has 1,024 tokens, 63 to 125 if it has 8,192. No GPU has measured it yet.
 Before:    python -m drift_jax.prepare --model=qwen3-8b --out=models/Qwen3-8B
            python -m drift_jax.prepare --task=biology --out=data
 Command:   python -m drift_jax.main --config=configs/qwen3_8b.py:task=biology,method=drift

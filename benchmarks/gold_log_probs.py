@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from absl import flags
 
-from drift_jax import assemble, batching, command, examination, update
+from drift_jax import assemble, batching, command, examination, passes
 from drift_jax import config as configs
 from drift_jax.config import ConfigError
 from drift_jax.data import demonstrations, prompting
@@ -78,7 +78,7 @@ def scorer(
     @jax.jit
     def read(params: Any, tokens: Any, mask: Any, response: Any) -> jax.Array:
         cast = transformer.cast(params, compute.dtype)
-        hidden = update.response_hidden(cast, model, compute, tokens, mask, response.shape[1])
+        hidden = passes.response_hidden(cast, model, compute, tokens, mask, response.shape[1])
         head = transformer.output_head(cast)
         return vocab.head_statistics(hidden, head, response, chunk=compute.vocab_chunk).log_probs
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -372,8 +373,9 @@ def test_the_quickstart_prints_the_gate_its_steps_and_a_table(straight):
     result, folder = straight
     assert (result.returncode, result.stderr) == (0, "")
     text = result.stdout.splitlines()
-    assert text[0].startswith("gate: pass rate 0.") and "with the gold solution in" in text[0]
-    assert "easy 0." in text[0] and "at least 0.85: the self-teacher can teach" in text[0]
+    assert re.fullmatch(r"sampler: \d+ executables in [\d.]+ s", text[0])
+    assert text[1].startswith("gate: pass rate 0.") and "with the gold solution in" in text[1]
+    assert "easy 0." in text[1] and "at least 0.85: the self-teacher can teach" in text[1]
     steps = [line for line in text if line.startswith("step ") and "reward" in line]
     assert [line.split()[1] for line in steps] == [f"{step}/6" for step in range(1, 7)]
     assert all(word in steps[0] for word in ("easy", "buffer", "fallbacks", "tokens/s", "left"))

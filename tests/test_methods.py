@@ -24,12 +24,16 @@ def test_every_method_applies_and_validates(name):
     assert validate(config, device_count=8) is None
 
 
+# Studies on generated worlds give all methods one learning rate and the full vocabulary.
+COMMON = {"instrument": {"optimizer.learning_rate_factor": 1.0, "objective.top_k": 0}}
+
+
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.py")), ids=lambda p: p.stem)
 def test_no_experiment_overrides_what_a_method_sets(path, name):
     config = load(f"{path}:method={name}")
     for field, value in METHODS[name].items():
-        assert get(config, field) == value
+        assert get(config, field) == COMMON.get(path.stem, {}).get(field, value)
 
 
 def test_the_default_is_drift():

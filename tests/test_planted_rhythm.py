@@ -24,10 +24,11 @@ import numpy as np
 import pytest
 
 from drift_jax import batching, update
+from drift_jax.loss_terms import LossSettings
 from drift_jax.models import transformer
 from drift_jax.models.transformer import ModelConfig
+from drift_jax.passes import Compute
 from drift_jax.types import Rollouts
-from drift_jax.update import LossSettings
 from tests import reference
 from tests.steps import KEEP_GRADIENT
 
@@ -126,12 +127,11 @@ def planted_update(**settings):
     step = update.make_update(
         model=MODEL,
         settings=LossSettings(**settings),
-        compute=update.Compute(),
+        compute=Compute(),
         optimizer=KEEP_GRADIENT,
         learning_rate=lambda step: jnp.float32(0.1),
-        teacher_rate=0.0,
     )
-    state, metrics, details = step(make_state(), make_batch([True, False]))
+    state, metrics, details = step(make_state(), make_batch([True, False]), 0.0)
     return metrics, details, np.asarray(state.optimizer.trace["lm_head"])
 
 

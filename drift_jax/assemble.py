@@ -56,9 +56,13 @@ def model_folder(config: Any) -> pathlib.Path:
         )
     folder = pathlib.Path(config.model.path)
     if not folder.is_dir():
+        from drift_jax.prepare import checkpoints  # its readers are for those who have no folder
+
+        name = folder.name.lower()
+        short = (known for known in checkpoints.known_models() if name.startswith(known))
         raise ConfigError(
             f"model.path {str(folder)!r} is not a folder; fill it with "
-            f"`python -m drift_jax.prepare --model={folder.name.lower()} --out={folder}`, "
+            f"`python -m drift_jax.prepare --model={next(short, name)} --out={folder}`, "
             "or name the folder of a Hugging Face checkpoint"
         )
     return folder

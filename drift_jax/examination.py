@@ -179,7 +179,7 @@ def examination(
     problems, _ = assemble.open_problems(config, tokenizer, "validation")
     held_back = dataclasses.replace(
         exam,
-        problems=problems[: section.max_problems or None],
+        problems=source.sample(problems, section.max_problems or len(problems)),
         samples=section.validation_samples,
         teacher_samples=0,
     )

@@ -56,9 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             failed = []
         else:
             plan = make_plan(options, overrides)
+            rates = sweep.read(options.rates, plan.methods) if options.rates else {}
             with _locked(out) as lock:
-                failed = run(plan, options, lock)
-        write_table(out, options.level, methods=options.methods, vary=options.vary)
+                failed = run(plan, options, rates, lock)
+        if not options.sweep_only:
+            write_table(out, options.level, methods=options.methods, vary=options.vary)
     except ConfigError as error:
         raise command.refuse(error) from None
     except _Stopped:
@@ -115,6 +117,14 @@ def make_parser() -> argparse.ArgumentParser:
         help="choose a factor of the learning rate for each method, on the validation split",
     )
     parser.add_argument(
+        "--sweep-only", action="store_true", help="choose the factors, and run nothing else"
+    )
+    parser.add_argument(
+        "--rates",
+        metavar="FILE",
+        help="factors of the learning rate that an earlier sweep chose: its sweep.json",
+    )
+    parser.add_argument(
         "--share-stage1",
         action="store_true",
         help="run the first stage once for methods that differ in `mixed.*` alone",
@@ -136,6 +146,10 @@ def make_plan(options: argparse.Namespace, overrides: Sequence[str]) -> Plan:
     if not options.config or not options.methods:
         missing = "--methods" if options.config else "--config"
         raise ConfigError(f"{missing} is missing; for example: {command.example(__doc__ or '')}")
+    if options.sweep_only and not options.sweep:
+        raise ConfigError("--sweep-only without --sweep has nothing to run; add --sweep=0.5,1,2")
+    if options.sweep and options.rates:
+        raise ConfigError("--sweep and --rates both give the learning rates; leave one out")
     plan = Plan(
         options.config,
         tuple(overrides),
@@ -150,22 +164,28 @@ def make_plan(options: argparse.Namespace, overrides: Sequence[str]) -> Plan:
     return plan
 
 
-def run(plan: Plan, options: argparse.Namespace, lock: IO[str]) -> list[str]:
-    """Runs what is not there yet; returns the names of what failed."""
+def run(
+    plan: Plan, options: argparse.Namespace, chosen: Mapping[str, float], lock: IO[str]
+) -> list[str]:
+    """Runs what is not there yet; returns the names of what failed.
+
+    `chosen` are the methods' factors of the learning rate; none is 1, and a sweep finds its own.
+    """
     environment = child_environment(options.jobs)
     based = options.base is not None
     with Pool(options.jobs, environment, _say, keep_open=[lock.fileno()]) as pool:
         if not options.sweep:  # before anything runs; with a sweep the rates are not known yet
-            plans.check_folders(plan.cells(base=based))
+            plans.check_folders(plan.cells(chosen, based))
         if based:
             _run_bases(pool, plan, options.base)
-        chosen: Mapping[str, float] = {}
         failed: list[str] = []
         if options.sweep:
             tried = {factor: plan.sweep_cells(factor, based) for factor in options.sweep}
             failed += _run_cells(pool, [cell for cells in tried.values() for cell in cells])
             chosen = sweep.choose(tried, plan.out / "sweep.json")
             _say(sweep.text(plan.out / "sweep.json"))
+            if options.sweep_only:
+                return failed
         cells = [cell for cell in plan.cells(chosen, based) if not chosen or cell.method in chosen]
         if options.share_stage1:
             cells = plans.share_stage1(cells)

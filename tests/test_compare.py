@@ -13,6 +13,7 @@ import pytest
 from drift_jax import command, compare, record
 from drift_jax.comparison import sweep
 from drift_jax.comparison.plan import Plan
+from drift_jax.config import ConfigError
 from tests import small_run
 from tests.records import grid, made_up
 
@@ -143,7 +144,10 @@ def test_a_sweep_chooses_on_validation_and_a_failed_cell_does_not_stop_the_other
     packaged = small_run.ROOT / "drift_jax" / "assets" / "quickstart_base"
     (bases / "0").symlink_to(packaged)
     arguments = [*SMALL, f"--config.model.path={bases}/{{world}}", "--methods=grpo"]
-    code, printed = finish(start(out, *arguments, "--worlds=0", "--sweep=0.5,2", "--jobs=2"))
+    swept = ["--worlds=0", "--sweep=0.5,2", "--jobs=2"]
+    code, printed = finish(start(out, *arguments, *swept, "--sweep-only"))
+    assert code == 0 and not (out / "raw").exists() and not (out / "table.json").exists(), printed
+    code, printed = finish(start(out, *arguments, *swept))
     assert code == 0, printed
     content = json.loads((out / "sweep.json").read_text())
     found = content["methods"]["grpo"]
@@ -158,6 +162,10 @@ def test_a_sweep_chooses_on_validation_and_a_failed_cell_does_not_stop_the_other
     main = record.read(out / "raw" / "grpo_world0_seed0.json")
     assert main.split == "test" and main.problem_ids[0].startswith("toolcalls/test/")
     assert main.config["optimizer.learning_rate"] == pytest.approx(2e-4 * found["chosen"])
+
+    rates = f"--rates={out / 'sweep.json'}"
+    code, printed = finish(start(out, *arguments, "--worlds=0", rates))
+    assert code == 0 and "1 of 1 runs are there already" in printed
 
     code, printed = finish(start(tmp_path / "two", *arguments, "--worlds=0,1"))
     assert code == 1
@@ -181,6 +189,11 @@ def test_the_best_validation_mean_over_the_variants_is_chosen_and_failures_are_o
                 record.write(cell.record, found)
     file = tmp_path / "sweep.json"
     assert sweep.choose(tried, file) == {"drift": 1.0, "grpo": 0.5}
+    assert sweep.read(str(file), ["grpo"]) == {"grpo": 0.5}
+    with pytest.raises(ConfigError, match="has no factor for sdpo; sweep these methods too"):
+        sweep.read(str(file), ["grpo", "sdpo"])
+    with pytest.raises(ConfigError, match="is no sweep.json of a comparison"):
+        sweep.read(str(tmp_path / "none.json"), ["grpo"])
     printed = sweep.text(file)
     assert "x2 (0.0004) failed" in printed and "*x1 (0.0002)" in printed
     assert printed.count("stands at the edge") == 1
@@ -220,6 +233,8 @@ def test_runs_share_the_processors(monkeypatch):
         (["--out=x", SMALL[0], "--methods=grop"], "did you mean 'grpo'?"),
         (["--out=x", SMALL[0], "--methods=grpo", "--seeds=many"], "is no number of seeds"),
         (["--out=x", SMALL[0], "--methods=grpo", "--sweep=0"], "are no factors"),
+        (["--out=x", SMALL[0], "--methods=grpo", "--sweep-only"], "add --sweep="),
+        (["--out=x", SMALL[0], "--methods=grpo", "--sweep=2", "--rates=r"], "leave one out"),
         (["--out=x", SMALL[0], "--methods=grpo", "--jobs=0"], "is not a number from 1 up"),
         (["--out=x", SMALL[0], "--methods=grpo", "--vary=world"], "is not NAME=VALUES"),
         (["--out=x", SMALL[0], "--methods=grpo", "--stray"], "'--stray' is not --config.section"),

@@ -10,6 +10,7 @@ import numpy as np
 from drift_jax import config as configs
 from drift_jax import record
 from drift_jax.comparison.plan import Cell
+from drift_jax.config import ConfigError
 
 
 def choose(tried: Mapping[float, Sequence[Cell]], file: Path) -> dict[str, float]:
@@ -38,6 +39,26 @@ def choose(tried: Mapping[float, Sequence[Cell]], file: Path) -> dict[str, float
     text = json.dumps({"split": "validation", "methods": methods}, indent=1)
     file.write_text(text + "\n", encoding="utf-8")
     return chosen
+
+
+def read(file: str, methods: Sequence[str]) -> dict[str, float]:
+    """The factors that an earlier sweep chose for these methods.
+
+    Raises:
+      ConfigError: if the file is none of `choose`'s, or a method has no factor in it.
+    """
+    try:
+        found = json.loads(Path(file).read_text(encoding="utf-8"))["methods"]
+        factors = {method: row["chosen"] for method, row in found.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"--rates={file} is no sweep.json of a comparison ({error}); make one with --sweep"
+        ) from None
+    if missing := [method for method in methods if not factors.get(method)]:
+        raise ConfigError(
+            f"--rates={file} has no factor for {', '.join(missing)}; sweep these methods too"
+        )
+    return {method: float(factors[method]) for method in methods}
 
 
 def _row(factor: float, cells: Sequence[Cell], root: Path) -> dict[str, Any]:
